@@ -338,3 +338,28 @@ class ExperimentConfig:
                 f"router.default_expert={default!r} is no expert of this experiment. "
                 f"Allowed: {', '.join(self.experts)}."
             )
+
+
+@dataclass
+class FitConfig:
+    """What `python -m erhpc.fit` is told."""
+
+    corpus: str = DEMO_CORPUS
+    """JSONL file with a `prompt` field per line; `demo` is the corpus erhpc ships."""
+    clusters: int = 8
+    balanced: bool = False
+    """Balanced k-means: every cluster gets the same number of training prompts."""
+    dimensions: int = 100
+    """Dimensions of the truncated SVD."""
+    max_vocabulary: int = 50000
+    """Most words kept, by document frequency; bounds the artefact's size and the gateway's memory."""
+    iterations: int = 20
+    seed: int = 0
+    output: str = "runs/router"
+    """Directory that receives the artefact."""
+
+    def __post_init__(self) -> None:
+        require_range("clusters", self.clusters, 1)
+        require_range("dimensions", self.dimensions, 1)
+        require_range("max_vocabulary", self.max_vocabulary, 1)
+        require_range("iterations", self.iterations, 1)

@@ -1,0 +1,84 @@
+"""What each process of a run is told at its start: one spec per kind of process, written by the plan as JSON.
+
+A spec is complete: `python -m jobs.<kind> --spec FILE` needs nothing else. Texts may hold the placeholders
+`{run}`, `{tmp}`, `{addressN}` and `{portN}`, which the agent fills in once nodes and ports are known. Keys are
+never in a spec, only the path of the file that holds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from erhpc.config import ArchitectureConfig, GatewayConfig, RouterConfig, WorkloadConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where one replica answers."""
+
+    replica: str
+    expert: str
+    model: str
+    """Name under which the replica serves its model; requests are rewritten to it."""
+    url: str
+    """http://address:port, without a path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmulatedExpertSpec:
+    """One emulated replica: which model it pretends to serve, on which GPUs."""
+
+    replica: str
+    model: str
+    host: str
+    port: int | str
+    architecture: ArchitectureConfig
+    dtype: str
+    quantization: str | None
+    tensor_parallel: int
+    gpu: str
+    kv_capacity_tokens: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    load_s: float
+    """How long loading is made to take before /health answers 200."""
+    key_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySpec:
+    """The gateway: where it listens, which replicas it fronts, how it routes."""
+
+    host: str
+    port: int | str
+    endpoints: list[Endpoint]
+    router: RouterConfig
+    limits: GatewayConfig
+    artefact: str | None
+    """Directory of the classifier (policy `cluster` only)."""
+    seed: int
+    key_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSpec:
+    """One client process at one level: whom it asks, what, as how many users, and where its part goes."""
+
+    url: str
+    """Base URL of the gateway, or of the one replica when there is no router."""
+    model: str
+    """Model name to ask for: `auto`, or the served name of the one replica."""
+    level: int
+    users: int
+    workload: WorkloadConfig
+    seed: int
+    output: str
+    """Where the client writes its ClientPart (Parquet)."""
+    direct: Endpoint | None = None
+    """The replica that is asked without a gateway; fills expert and replica of every record."""
+    key_file: str | None = None
+    first_user: int = 0
+    """Number of this client's first user (users are spread over several clients)."""
+    domains: list[str] = field(default_factory=list)
+    """Ask prompts of these domains only; empty: all."""
