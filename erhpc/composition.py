@@ -5,24 +5,30 @@ After `to_config` no OmegaConf object exists. This module knows no field of the 
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import functools
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from erhpc.config import ExperimentConfig, FitConfig
 from erhpc.errors import ConfigError, ErhpcError
 
 CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
 EXIT_USER_ERROR = 2
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_WRONG_KEY = (ConfigAttributeError, ConfigKeyError)
 
 T = TypeVar("T")
 
@@ -43,10 +49,24 @@ def to_config(composed: DictConfig, kind: type[T]) -> T:
     try:
         built = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"configuration: {error}".strip()) from error
+        raise ConfigError(explain(error)) from error
     if not isinstance(built, kind):
         raise ConfigError(f"configuration is no {kind.__name__}: its defaults list must open with the schema.")
+    strangers = list(_find_strangers(OmegaConf.to_container(composed), dataclasses.asdict(built)))  # type: ignore[call-overload]
+    if strangers:
+        names = ", ".join(field.name for field in dataclasses.fields(built))  # type: ignore[arg-type]
+        raise ConfigError(f"{', '.join(strangers)}: no such key. Allowed at the top: {names}.")
     return built
+
+
+def _find_strangers(given: Any, known: Any, path: str = "") -> Iterator[str]:
+    """Keys added with `+` that no schema has; OmegaConf would drop them silently."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        for key, value in given.items():
+            if key not in known:
+                yield f"{path}{key}"
+            else:
+                yield from _find_strangers(value, known[key], f"{path}{key}.")
 
 
 def to_yaml(composed: DictConfig) -> str:
@@ -71,22 +91,51 @@ def verb(kind: type[T], config_name: str = "config") -> Callable[[Callable[[T, s
     register_schemas()
 
     def decorate(main: Callable[[T, str], int | None]) -> Callable[[], None]:
-        @functools.wraps(main)
         def run(composed: DictConfig) -> None:
+            os.environ.pop(_FULL_ERROR, None)  # not for the processes of the run
             try:
                 code = main(to_config(composed, kind), to_yaml(composed))
             except ErhpcError as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
-                code = EXIT_USER_ERROR
+                _exit_with(error)
             if code:
                 sys.exit(code)
 
-        # Hydra inspects the signature of what it decorates; without __wrapped__ it sees `composed`.
-        del run.__wrapped__  # type: ignore[attr-defined]
         decorated = hydra.main(version_base="1.3", config_path=str(CONF_DIRECTORY), config_name=config_name)(run)
-        return cast(Callable[[], None], decorated)
+
+        @functools.wraps(main)
+        def guarded() -> None:
+            # Hydra would print its errors itself and leave out which keys are allowed; this makes it raise them.
+            os.environ[_FULL_ERROR] = "1"
+            try:
+                decorated()
+            except (ErhpcError, HydraException, OmegaConfBaseException) as error:
+                _exit_with(error)
+
+        return guarded
 
     return decorate
+
+
+def explain(error: Exception) -> str:
+    """Say what a configuration error is about: the key, and for a wrong key or value what is allowed there."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if not isinstance(cause, OmegaConfBaseException):
+        return str(error).partition("Config search path:")[0].strip()
+    message = str(cause.msg or cause).splitlines()[0]
+    where = f"{cause.full_key}: " if cause.full_key else ""
+    known = cause.object_type
+    if isinstance(known, type) and dataclasses.is_dataclass(known) and isinstance(cause, _WRONG_KEY):
+        names = [field.name for field in dataclasses.fields(known)]
+        near = difflib.get_close_matches(str(cause.key), names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"{where}{message}.{hint} Allowed: {', '.join(names)}."
+    return f"{where}{message}"
+
+
+def _exit_with(error: Exception) -> NoReturn:
+    title = type(error).__name__ if isinstance(error, ErhpcError) else ConfigError.__name__
+    print(f"{title}: {explain(error)}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -260,8 +260,8 @@ class ClusterConfig:
     """CPUs per node to ask Slurm for; None: 4 per planned GPU or process, whichever is more."""
     max_nodes: int = 1
     """Most nodes a run may take."""
-    emulated_gpus: bool = False
-    """Ask Slurm for no GPUs: the nodes have none and experts are emulated."""
+    request_gpus: bool | None = None
+    """Ask Slurm for GPUs; None: for vLLM yes, for emulated experts no (they would idle)."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -296,14 +296,15 @@ class ClusterConfig:
 class ExperimentConfig:
     """One experiment, as composed from conf/: everything a run depends on."""
 
-    name: str
-    experts: dict[str, ExpertConfig]
-    engine: EngineConfig
-    router: RouterConfig
-    gateway: GatewayConfig
-    placement: PlacementConfig
-    workload: WorkloadConfig
-    cluster: ClusterConfig
+    name: str = "unnamed"
+    experts: dict[str, ExpertConfig] = field(default_factory=dict)
+    """By the expert's name: its role, the model name users may pin, and the column in the results."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 0
     """Seed of everything random: prompts, lengths, random policy, fitting."""
     output_root: str = "runs"

@@ -86,6 +86,10 @@ class RunPaths:
         """Output of one process."""
         return self.logs / f"{process}.log"
 
+    def spec(self, process: str) -> Path:
+        """What one process is told at its start (JSON)."""
+        return self.root / "specs" / f"{process}.json"
+
     def model(self, expert: str) -> Path:
         """The synthetic model directory of one expert."""
         return self.root / "models" / expert

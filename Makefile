@@ -1,0 +1,47 @@
+# make demo: environment and quickstart | make test: everything | make check: format, lint, types, unit tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export XDG_CACHE_HOME ?= $(HOME)/.cache
+
+.PHONY: demo test check fix lock vllm-env bench clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/python -m erhpc.launch +experiment=quickstart
+
+test: $(VENV)/.dev vllm-env
+	ERHPC_REQUIRE_ALL=$(ERHPC_REQUIRE_ALL) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit -q
+
+fix: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+vllm-env:
+	bash .ci/vllm_env.sh
+
+lock: $(VENV)/.dev
+	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --no-annotate --extra dev pyproject.toml -o requirements-dev.lock
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Dependencies come from the lock file; the project itself is editable, so compute nodes import this checkout.
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) .cache

@@ -1,0 +1,232 @@
+"""Rank 0's part: gather the agents, give out ports, start experts, gateway and clients, store each level, stop all.
+
+The course of a run reads top to bottom in `Coordinator.conduct`. It starts no process itself (agents do).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+import msgspec
+
+from erhpc.cluster import network
+from erhpc.cluster.crew import Crew
+from erhpc.cluster.levels import LevelStore
+from erhpc.cluster.machine_lock import hold_machine
+from erhpc.cluster.messages import Assign, Output, Start, Stop, Survey
+from erhpc.cluster.status import LevelResult, ReplicaStatus, RunState, RunStatus, StatusFile
+from erhpc.errors import ProcessError
+from erhpc.plan.placeholders import Bindings
+from erhpc.plan.plan import Plan, PlannedLevel, PlannedProcess
+from erhpc.results.atomic import write_atomically
+from erhpc.results.paths import RunPaths
+
+GATHER_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+SURVEYED_BANDS = 16
+
+
+class Interruption(Exception):
+    """The run was told to stop (scancel, Ctrl-C, time limit); caught where the run ends."""
+
+
+class Coordinator:
+    """Leads one run. `conduct` returns its final status; whatever happens, everything is stopped and saved."""
+
+    def __init__(self, plan: Plan, run: RunPaths, key: str, job_number: int) -> None:
+        self._plan = plan
+        self._run = run
+        self._key = key
+        self._job_number = job_number
+        self.crew = Crew(num_nodes=plan.num_nodes, on_output=self._show_progress)
+        replicas = {replica.replica: ReplicaStatus() for replica in plan.replicas}
+        status = RunStatus(
+            experiment=plan.experiment.name, engine=plan.engine, num_levels=len(plan.levels), replicas=replicas
+        )
+        self._file = StatusFile(run.status, status)
+        self._servers: list[PlannedProcess] = []
+        self._addresses: list[str] = []
+
+    async def conduct(self) -> RunStatus:
+        """Run the plan from the first handshake to the last proof."""
+        status = self._file.status
+        try:
+            self._enter("starting", "gathering the nodes")
+            async with (
+                asyncio.timeout(self._plan.walltime_s + GATHER_TIMEOUT_S) as deadline,
+                contextlib.AsyncExitStack() as stack,
+            ):
+                await self._gather()
+                if self._plan.cluster == "local":
+                    self._enter("waiting", "another local run holds this machine")
+                    await self._unless_interrupted(stack.enter_async_context(hold_machine(self._plan)))
+                    deadline.reschedule(asyncio.get_running_loop().time() + self._plan.walltime_s)
+                bindings = await self._assign()
+                await self._load_servers()
+                await self._run_levels(bindings)
+                self._enter("finished")
+        except Interruption:
+            self._enter("interrupted", "told to stop; finished levels are saved")
+        except TimeoutError:
+            self._fail(
+                f"the planned walltime of {self._plan.walltime_s / 60:.0f} min is over; finished levels are saved"
+            )
+        except ProcessError as error:
+            self._fail(str(error))
+        finally:
+            await self._stop_all()
+        return status
+
+    async def _gather(self) -> None:
+        everybody = self.crew.wait_for(
+            lambda: len(self.crew.hellos) == self._plan.num_nodes or bool(self.crew.lost) or self.crew.interrupted,
+            GATHER_TIMEOUT_S,
+        )
+        complete = await everybody
+        self._check()
+        if not complete:
+            missing = sorted(set(range(self._plan.num_nodes)) - set(self.crew.hellos))
+            raise ProcessError(
+                f"ranks {missing} did not reach rank 0 within {GATHER_TIMEOUT_S:.0f} s. "
+                "See their logs in submission/; may the nodes reach each other on cluster.ports?"
+            )
+
+    async def _assign(self) -> Bindings:
+        hellos = [self.crew.hellos[rank] for rank in range(self._plan.num_nodes)]
+        bands = list(self._plan.ports.bands_for(self._job_number))[:SURVEYED_BANDS]
+        self.crew.tell(Survey(bands=bands))
+        await self.crew.wait_for(lambda: len(self.crew.free_bands) == self._plan.num_nodes or self._is_over())
+        self._check()
+        common = [band for band in bands if all(band in free for free in self.crew.free_bands.values())]
+        if not common:
+            raise ProcessError(
+                f"no port band is free on every node: tried {len(bands)} bands of {self._plan.ports.width} ports "
+                f"within {self._plan.ports.first}..{self._plan.ports.last}. Choose other cluster.ports."
+            )
+        self._addresses = [hello.address for hello in hellos]
+        if network.is_loopback(self._addresses[0]):
+            # Rank 0 may know itself as loopback only; the others know the address they reached it by.
+            reached = [h.coordinator_address for h in hellos[1:] if not network.is_loopback(h.coordinator_address)]
+            self._addresses[0] = next(iter(reached), self._addresses[0])
+        self.crew.tell(Assign(addresses=self._addresses, band=common[0]))
+        return Bindings(str(self._run.root), "", self._addresses, self._plan.ports.base(common[0]))
+
+    async def _load_servers(self) -> None:
+        experts = [process for process in self._plan.processes if process.kind == "expert"]
+        self._enter("loading", f"{len(self._plan.replicas)} replicas")
+        await self._start_and_await(experts)
+        if self._plan.gateway is not None:
+            self._enter("loading", "gateway")
+            await self._start_and_await([self._plan.gateway])
+
+    async def _start_and_await(self, processes: Sequence[PlannedProcess]) -> None:
+        for process in processes:
+            self.crew.tell(Start(names=[process.name]), [process.node])
+        self._servers.extend(processes)
+        waiting = [process.name for process in processes]
+        while waiting:
+            await self.crew.wait_for(lambda names=tuple(waiting): self._any_ready(names) or self._is_over())  # type: ignore[misc]
+            self._show_replicas()
+            self._check()
+            waiting = [name for name in waiting if self.crew.phase(name) != "ready"]
+
+    def _any_ready(self, names: Sequence[str]) -> bool:
+        return any(self.crew.phase(name) == "ready" for name in names)
+
+    async def _run_levels(self, bindings: Bindings) -> None:
+        endpoints = {replica.replica: bindings.fill(replica.url) for replica in self._plan.replicas}
+        gateway = self._plan.gateway
+        gateway_url = bindings.fill(gateway.ready.url) if gateway is not None and gateway.ready else None
+        listing = {"gateway": gateway_url, "replicas": endpoints}
+        write_atomically(self._run.endpoints, msgspec.json.format(msgspec.json.encode(listing), indent=2))
+        async with LevelStore(self._plan, self._run, self._key, gateway_url, list(endpoints.values())) as store:
+            for level in self._plan.levels:
+                await self._run_level(level, store)
+
+    async def _run_level(self, level: PlannedLevel, store: LevelStore) -> None:
+        client = self._plan.client(level.level)
+        self._enter("running", f"level {level.level + 1} of {len(self._plan.levels)}: {level.users} users")
+        self.crew.tell(Start(names=[client.name]), [client.node])
+        await self.crew.wait_for(lambda: self.crew.phase(client.name) in ("exited", "failed") or self._is_over())
+        reasons = self._reasons()
+        if self.crew.phase(client.name) not in ("exited", "failed"):
+            self.crew.tell(Stop(names=[client.name]), [client.node])
+            await self.crew.wait_for(
+                lambda: self.crew.phase(client.name) in ("stopped", "exited", "failed") or bool(self.crew.lost),
+                client.stop_timeout_s,
+            )
+        row = await store.store(level, reasons)
+        if row is not None:
+            self._file.status.levels.append(msgspec.convert(row, LevelResult, strict=False))
+        self._file.status.progress = None
+        self._file.publish()
+        self._check()
+        failure = self.crew.find_failure([client.name]) if self.crew.reports[client.name].exit_code != 0 else None
+        if failure or row is None:
+            raise ProcessError(failure or f"{client.name} left no records (log: {self._run.log(client.name)})")
+
+    def _reasons(self) -> list[str]:
+        if self.crew.interrupted:
+            return ["interrupted"]
+        failure = self.crew.find_failure(process.name for process in self._servers)
+        return [f"server died: {failure}"] if failure else []
+
+    def _is_over(self) -> bool:
+        return self.crew.interrupted or self.crew.find_failure(p.name for p in self._servers) is not None
+
+    def _check(self) -> None:
+        """Raise when the run was interrupted or a server is gone."""
+        if self.crew.interrupted:
+            raise Interruption
+        failure = self.crew.find_failure(process.name for process in self._servers)
+        if failure is not None:
+            raise ProcessError(failure)
+
+    async def _unless_interrupted(self, work: contextlib.AbstractAsyncContextManager[None] | object) -> None:
+        """Await `work`, but give up as soon as the run is interrupted."""
+        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        stop = asyncio.create_task(self.crew.wait_for(lambda: self.crew.interrupted or bool(self.crew.lost)))
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._check()
+        await task
+
+    async def _stop_all(self) -> None:
+        self.crew.tell(Stop())
+        gone = await self.crew.wait_for(
+            lambda: len(self.crew.done) + len(self.crew.lost) >= len(self.crew.hellos), STOP_TIMEOUT_S
+        )
+        leftovers = [line for lines in self.crew.done.values() for line in lines]
+        if not gone or leftovers:
+            self._fail("; ".join(leftovers) or f"not every agent stopped within {STOP_TIMEOUT_S:.0f} s")
+        self._file.publish()
+
+    def _enter(self, state: RunState, detail: str = "") -> None:
+        self._file.status.state = state
+        self._file.status.detail = detail
+        self._file.publish()
+
+    def _fail(self, error: str) -> None:
+        self._file.status.error = self._file.status.error or error
+        self._enter("failed")
+
+    def _show_replicas(self) -> None:
+        for process in self._servers:
+            report = self.crew.reports.get(process.name)
+            if process.replica is None or report is None or process.ready is None:
+                continue
+            shown = self._file.status.replicas[process.replica]
+            shown.node = self.crew.hellos[report.rank].node
+            shown.state = {"started": "loading"}.get(report.phase, report.phase)
+            shown.load_s = report.seconds if report.phase == "ready" else None
+        self._file.publish()
+
+    def _show_progress(self, output: Output) -> None:
+        with contextlib.suppress(msgspec.DecodeError):
+            self._file.status.progress = msgspec.json.decode(output.line)
+            self._file.publish()

@@ -1,0 +1,122 @@
+"""Makes the run folder and everything in it that must exist before the job is queued.
+
+Missing files are found here, on the login node, not after hours in a queue.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from erhpc.config import ExperimentConfig, FitConfig
+from erhpc.corpus.prompts import demo_text, read_prompts
+from erhpc.errors import ConfigError, InputError
+from erhpc.experts.model_directory import write_model_directory
+from erhpc.plan.plan import Plan
+from erhpc.results import store
+from erhpc.results.atomic import write_atomically
+from erhpc.results.paths import RunPaths
+from erhpc.results.provenance import collect_provenance, write_manifest
+from erhpc.routing.artefact import read_artefact
+from erhpc.routing.fitting import fit_to
+
+
+def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
+    """Create `<output_root>/<experiment>/<time>-<id>/` for a plan; nothing is left behind when it cannot be completed.
+
+    Raises:
+        InputError: a prompt file, artefact, model directory or interpreter is missing or malformed.
+        ConfigError: the artefact does not match the experts.
+    """
+    experiment = plan.experiment
+    check_inputs(plan)
+    name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run = RunPaths(Path(experiment.output_root).resolve() / experiment.name / name)
+    run.root.mkdir(parents=True)
+    try:
+        _fill(plan, yaml, run)
+    except BaseException:
+        shutil.rmtree(run.root)
+        raise
+    return run
+
+
+def check_inputs(plan: Plan) -> None:
+    """Raise InputError for the first file that the run needs and that is not there."""
+    experiment = plan.experiment
+    if experiment.workload.format != "synthetic":
+        read_prompts(experiment.workload.prompts, experiment.workload.format)
+    for name, expert in experiment.experts.items():
+        if plan.engine == "vllm" and expert.weights is not None and not Path(expert.weights, "config.json").is_file():
+            raise InputError(
+                f"experts.{name}.weights={expert.weights} is no model directory (it has no config.json). "
+                "Give a directory with config.json, tokenizer and weights, or null for a synthetic one."
+            )
+    python = next((process.argv[0] for process in plan.processes if process.kind == "expert"), "")
+    if plan.engine == "vllm" and not os.access(python, os.X_OK):
+        raise InputError(
+            f"engine.python={experiment.engine.python!r}: no vLLM interpreter at {python!r}. Set engine.python or "
+            "$ERHPC_VLLM_PYTHON to the python of an environment that has vllm; `make vllm-env` builds one for CPUs."
+        )
+
+
+def _fill(plan: Plan, yaml: str, run: RunPaths) -> None:
+    experiment = plan.experiment
+    for folder in (run.logs, run.parts, run.submission):
+        folder.mkdir()
+    write_atomically(run.plan, plan.to_json())
+    write_atomically(run.config, yaml.encode())
+    write_atomically(run.key, secrets.token_hex(32).encode(), mode=0o600)
+    if experiment.router.policy == "cluster":
+        prepare_artefact(experiment, run.artefact)
+    if plan.engine == "vllm":
+        _write_models(experiment, run)
+    store.empty_results(run)
+    write_manifest(
+        run.manifest, collect_provenance(experiment=experiment.name, engine=plan.engine, seed=experiment.seed)
+    )
+
+
+def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:
+    """Put the router's classifier into `folder`: a copy of the configured one, or one fitted on the corpus.
+
+    Raises:
+        ConfigError: its number of clusters is not the number of experts.
+    """
+    router, num_experts = experiment.router, len(experiment.experts)
+    if router.artefact is None:
+        settings = FitConfig(
+            corpus=router.corpus,
+            clusters=num_experts,
+            balanced=router.balanced,
+            seed=experiment.seed,
+            output=str(folder),
+        )
+        fit_to(folder, read_prompts(router.corpus), settings)
+        return
+    source = Path(router.artefact)
+    found = read_artefact(source).num_clusters
+    if found != num_experts:
+        raise ConfigError(
+            f"router.artefact={router.artefact} has {found} clusters and the experiment has {num_experts} experts. "
+            f"Fit one that matches: python -m erhpc.fit clusters={num_experts} output=DIR."
+        )
+    shutil.copytree(source, folder)
+
+
+def _write_models(experiment: ExperimentConfig, run: RunPaths) -> None:
+    for name, expert in experiment.experts.items():
+        if expert.weights is None:
+            write_model_directory(
+                run.model(name),
+                expert.architecture,
+                dtype=expert.dtype,
+                quantization=expert.quantization,
+                max_model_len=expert.max_model_len,
+                weights=experiment.engine.synthetic_weights,
+                seed=experiment.seed,
+                training_text=demo_text(),
+            )

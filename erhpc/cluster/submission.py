@@ -1,0 +1,151 @@
+"""Hands a run to the scheduler and takes it back. The only module that knows submitit (beside the job itself).
+
+Slurm and this machine differ in the executor's parameters only; the job is the same function either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from erhpc.config import ClusterConfig
+from erhpc.errors import SubmitError
+from erhpc.plan.plan import Plan
+from erhpc.results.atomic import write_atomically
+from erhpc.results.paths import RunPaths
+
+LOCAL_TIMEOUT_MIN = 7 * 24 * 60
+"""A local run may wait for others; its own walltime is kept by the coordinator."""
+
+
+class SubmittedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as the scheduler knows it; for a local run the id is the controller's process id."""
+
+    scheduler: str
+    job_id: str
+
+
+def build_slurm_parameters(plan: Plan) -> dict[str, Any]:
+    """The parameters of submitit's SlurmExecutor for a plan. Pure."""
+    cluster = plan.experiment.cluster
+    walltime_min = math.ceil(plan.walltime_s / 60)
+    parameters: dict[str, Any] = {
+        "job_name": f"erhpc-{plan.experiment.name}",
+        "nodes": plan.num_nodes,
+        "ntasks_per_node": 1,
+        "cpus_per_task": plan.cpus_per_node,
+        "time": walltime_min,
+        "gpus_per_node": plan.gpus_per_node if plan.requests_gpus and plan.gpus_per_node else None,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "exclusive": cluster.exclusive or None,
+        "setup": list(cluster.setup) or None,
+        # Some Slurm versions do not hand the job's CPUs on to srun; a dead rank must end the others.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus_per_node}"],
+        "additional_parameters": {"signal": f"USR2@{_warning_s(cluster, walltime_min)}"},
+    }
+    # submitit's default wckey ("submitit") is refused by sites that check them, so None must reach it.
+    return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}
+
+
+def _warning_s(cluster: ClusterConfig, walltime_min: int) -> int:
+    return min(cluster.signal_delay_s, walltime_min * 60 // 2)
+
+
+def submit(plan: Plan, run: RunPaths) -> SubmittedJob:
+    """Submit the run's job and leave its id in the run folder.
+
+    Raises:
+        SubmitError: the scheduler refused it.
+    """
+    from jobs.node_agent import run_node
+
+    logging.getLogger("submitit").setLevel(logging.ERROR)
+    executor = _build_executor(plan, run)
+    # A job submitted from inside another must not inherit that one's Slurm variables, nor our terminal's signals.
+    with _without_slurm_variables(), _ignored_signals():
+        try:
+            job_id = str(executor.submit(run_node, str(run.root)).job_id)
+        except Exception as error:
+            raise SubmitError(f"the scheduler refused the job: {error}".strip()) from error
+    job = SubmittedJob(scheduler=plan.cluster, job_id=job_id)
+    write_atomically(run.job, msgspec.json.encode(job))
+    return job
+
+
+def _build_executor(plan: Plan, run: RunPaths) -> Any:
+    import submitit
+
+    if plan.cluster == "slurm":
+        executor = submitit.SlurmExecutor(folder=run.submission, python=sys.executable)
+        executor.update_parameters(**build_slurm_parameters(plan))
+        return executor
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    chosen = [int(device) for device in visible if device.isdigit()] or list(range(plan.gpus_per_node))
+    gpus = chosen if plan.requests_gpus else []
+    executor = submitit.LocalExecutor(folder=run.submission)
+    executor.update_parameters(
+        tasks_per_node=plan.num_nodes,
+        timeout_min=LOCAL_TIMEOUT_MIN,
+        gpus_per_node=plan.gpus_per_node if gpus else 0,
+        visible_gpus=gpus,
+    )
+    return executor
+
+
+def read_job(run: RunPaths) -> SubmittedJob:
+    """The job of a run.
+
+    Raises:
+        SubmitError: the folder holds no submitted run.
+    """
+    try:
+        return msgspec.json.decode(run.job.read_bytes(), type=SubmittedJob)
+    except (OSError, msgspec.DecodeError) as error:
+        raise SubmitError(
+            f"{run.root} holds no submitted run ({error}). Give the folder that launch printed."
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_slurm_variables() -> Iterator[None]:
+    kept = {name for name in os.environ if name in ("SLURM_CONF",) or not name.startswith(("SLURM_", "SBATCH_"))}
+    removed = {name: os.environ.pop(name) for name in list(os.environ) if name not in kept}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)
+
+
+@contextlib.contextmanager
+def _ignored_signals() -> Iterator[None]:
+    """The local controller inherits these as ignored: Ctrl-C or a closed terminal then reaches launch only."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def find_submission_error(run: RunPaths) -> str | None:
+    """The end of what the tasks wrote to their error logs, for a job that ended without a final status."""
+    tails = [_read_tail(path) for path in sorted(Path(run.submission).glob("*_log.err"))]
+    return next((tail for tail in tails if tail), None)
+
+
+def _read_tail(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,227 @@
+"""An emulated expert: a server with vLLM's HTTP surface whose timing comes from the twin.
+
+It serves text that means nothing and never passes for vLLM: every response carries `x-erhpc-engine: emulated`.
+It knows neither gateway nor run; the key and the step times are handed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import msgspec
+from aiohttp import HttpVersion11, web
+
+from erhpc.errors import ProcessError
+from erhpc.experts.emulated_answer import AnswerText
+from erhpc.experts.emulated_engine import Answer, Engine
+from erhpc.experts.emulated_request import Api, RefusedRequest, parse_ask
+from erhpc.plan.specs import EmulatedExpertSpec
+from erhpc.results.telemetry import KEEP_S, LoopLag
+from erhpc.twin.scheduler import Limits, Request, Scheduler
+from erhpc.twin.step_time import StepTime
+
+ENGINE_HEADER = "x-erhpc-engine"
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+_STOP_TIMEOUT_S = 0.5
+"""Answers in flight when the server stops get this long; vLLM cuts them, too."""
+
+
+class EmulatedExpert:
+    """One emulated replica: `start`, then `serve_until` an event, then `stop`.
+
+    Raises ConfigError when the longest sequence does not fit the KV cache of the spec.
+    """
+
+    def __init__(
+        self,
+        spec: EmulatedExpertSpec,
+        step_time: StepTime,
+        *,
+        key: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec = spec
+        self._key = key
+        self._clock = clock
+        self._engine = Engine(Scheduler(limits_of(spec)), step_time, clock=clock)
+        self._lag = LoopLag()
+        self._runner = web.AppRunner(
+            self._build_app(), access_log=None, handler_cancellation=True, shutdown_timeout=_STOP_TIMEOUT_S
+        )
+        self._steps: asyncio.Task[None] | None = None
+        self._loaded_at_s = float("inf")
+
+    async def start(self) -> None:
+        """Listen and begin to "load". Raises ProcessError when the port cannot be had."""
+        await self._runner.setup()
+        host, port = self._spec.host, int(self._spec.port)
+        try:
+            await web.TCPSite(self._runner, host, port, backlog=4096).start()
+        except OSError as error:
+            raise ProcessError(
+                f"Emulated expert {self._spec.replica} cannot listen on {host}:{port}: {error.strerror}. "
+                "End the process that holds the port, or change cluster.ports."
+            ) from error
+        self._loaded_at_s = self._clock() + self._spec.load_s
+        self._lag.start()
+        self._steps = asyncio.create_task(self._engine.run(), name="step loop")
+
+    async def serve_until(self, stopped: asyncio.Event) -> None:
+        """Return when `stopped` is set; raise what ended the step loop if that comes first."""
+        if self._steps is None:
+            raise RuntimeError("serve_until before start")
+        waiter = asyncio.create_task(stopped.wait(), name="stop")
+        try:
+            await asyncio.wait((waiter, self._steps), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+        if self._steps.done():
+            self._steps.result()
+
+    async def stop(self) -> None:
+        """Close the port, cut what is still being answered, end the step loop."""
+        await self._runner.cleanup()
+        await self._lag.stop()
+        if self._steps is not None:
+            self._steps.cancel()
+            await asyncio.wait((self._steps,))
+
+    def _build_app(self) -> web.Application:
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._guard])
+        app.on_response_prepare.append(_mark_response)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/telemetry", self._telemetry)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._completions)
+        return app
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Turn away requests without the key, requests during loading, and requests that are refused."""
+        try:
+            if request.path.startswith("/v1/") or request.path == "/telemetry":
+                self._check_key(request)
+            if request.path.startswith("/v1/") and not self._is_ready:
+                raise RefusedRequest(503, "ServiceUnavailableError", "The model is still loading, or its engine died.")
+            return await handler(request)
+        except RefusedRequest as refusal:
+            error = {"message": str(refusal), "type": refusal.kind, "param": None, "code": refusal.status}
+            return _json({"error": error}, status=refusal.status)
+
+    def _check_key(self, request: web.Request) -> None:
+        if self._key is None:
+            return
+        given = request.headers.get("Authorization", "")
+        if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {self._key}".encode()):
+            raise RefusedRequest(401, "AuthenticationError", "Authorization is missing or wrong. Send 'Bearer <key>'.")
+
+    @property
+    def _is_ready(self) -> bool:
+        is_alive = self._steps is not None and not self._steps.done()
+        return is_alive and self._clock() >= self._loaded_at_s
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self._is_ready else 503)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        card = {"id": self._spec.model, "object": "model", "created": int(time.time()), "owned_by": "erhpc"}
+        return _json({"object": "list", "data": [card | {"max_model_len": self._spec.max_model_len}]})
+
+    async def _telemetry(self, request: web.Request) -> web.Response:
+        given = request.query.get("window_s", "10")
+        try:
+            window_s = float(given)
+        except ValueError:
+            window_s = -1.0
+        if not 0 < window_s <= KEEP_S:
+            raise RefusedRequest(400, "BadRequestError", f"window_s={given!r}. Allowed: above 0, at most {KEEP_S:.0f}.")
+        lateness_s = self._engine.lateness_p99_s(window_s)
+        return _json({"lag_p99_s": self._lag.p99_s(window_s), "step_lateness_p99_s": lateness_s})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        scheduler = self._engine.scheduler
+        values = (
+            ("num_requests_running", "gauge", scheduler.num_running),
+            ("num_requests_waiting", "gauge", scheduler.num_waiting),
+            ("kv_cache_usage_perc", "gauge", scheduler.kv_usage),
+            ("num_preemptions_total", "counter", scheduler.num_preemptions),
+            ("generation_tokens_total", "counter", self._engine.num_generated_tokens),
+        )
+        label = f'{{model_name="{self._spec.model}"}}'
+        lines = (f"# TYPE vllm:{name} {kind}\nvllm:{name}{label} {value}\n" for name, kind, value in values)
+        return web.Response(text="".join(lines), content_type="text/plain")
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer("chat", request)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer("completions", request)
+
+    async def _answer(self, api: Api, request: web.Request) -> web.StreamResponse:
+        ask = parse_ask(api, await request.read(), self._spec)
+        answer_id = uuid.uuid4().hex
+        text = AnswerText(ask, answer_id=answer_id, created_s=int(time.time()), model=self._spec.model)
+        answer = Answer(Request(answer_id, ask.prompt_tokens, ask.answer_tokens))
+        if ask.stream:
+            return await self._stream(request, text, answer)
+        await self._complete(answer)
+        return web.Response(body=text.whole(), content_type="application/json")
+
+    async def _stream(self, request: web.Request, text: AnswerText, answer: Answer) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        # A client that left before the first or last frame is no error: there is nobody to tell.
+        with suppress(ConnectionResetError):
+            await response.prepare(request)
+            _connect(answer, text, request)
+            await self._complete(answer)
+            await response.write_eof(text.closing_frames())
+        return response
+
+    async def _complete(self, answer: Answer) -> None:
+        """Wait for the last token; a client that goes away cancels this and frees what the request held."""
+        self._engine.submit(answer)
+        try:
+            await answer.done.wait()
+        finally:
+            self._engine.abort(answer)
+
+
+def limits_of(spec: EmulatedExpertSpec) -> Limits:
+    """The scheduler's limits of a spec. Raises ConfigError when they contradict each other."""
+    return Limits(
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+        max_model_len=spec.max_model_len,
+        kv_capacity_tokens=spec.kv_capacity_tokens,
+    )
+
+
+def _connect(answer: Answer, text: AnswerText, request: web.Request) -> None:
+    """Let the engine write tokens to the client itself, past aiohttp, in the chunked encoding aiohttp announced."""
+    encode = _chunk if request.version >= HttpVersion11 else bytes
+    opening = text.opening_frame()
+    answer.token_frames = tuple(encode(frame) for frame in text.token_frames())
+    answer.opening = encode(opening) if opening else b""
+    answer.transport = request.transport
+
+
+async def _mark_response(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[ENGINE_HEADER] = "emulated"
+
+
+def _chunk(data: bytes) -> bytes:
+    """`data` as one chunk of HTTP/1.1's chunked encoding (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _json(value: object, *, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")

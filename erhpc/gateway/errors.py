@@ -1,0 +1,107 @@
+"""What the gateway itself answers when it cannot relay: errors in OpenAI's shape.
+
+It knows no request and no replica state; who raises an error decides what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+import msgspec
+from aiohttp import web
+
+
+class Outcome(StrEnum):
+    """How a request ended; the label `outcome` of erhpc_requests_total."""
+
+    OK = "ok"
+    REJECTED = "rejected"
+    """The replica answered with a status of 400 or more, which was passed on."""
+    UNREACHABLE = "unreachable"
+    """No connection to the replica: 502."""
+    BROKEN = "broken"
+    """The replica broke off: 502 before the first byte, an error event after it."""
+    SILENT = "silent"
+    """The replica sent nothing for idle_timeout_s: 504 before the first byte, an error event after it."""
+    CANCELLED = "cancelled"
+    """The client left."""
+    NO_REPLICA = "no_replica"
+    """The expert has no live replica: 503."""
+    REFUSED = "refused"
+    """The gateway did not accept the request: 400, 401, 404, 413."""
+
+
+class ApiError(Exception):
+    """An error that is answered to the client with `status`, in the shape the official clients read."""
+
+    kind = "invalid_request_error"
+    """Field `type` of the answer."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+    @property
+    def body(self) -> bytes:
+        """The JSON of the answer."""
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+    @property
+    def event(self) -> bytes:
+        """The same as an event of a stream that has already begun."""
+        return b"data: " + self.body + b"\n\n"
+
+
+class ReplicaError(ApiError):
+    """A replica did not answer, or not to the end. `is_down`: it must get no more requests until it is well again."""
+
+    kind = "server_error"
+
+    def __init__(self, status: int, message: str, outcome: Outcome, *, is_down: bool = False) -> None:
+        super().__init__(status, message, code=f"replica_{outcome}")
+        self.outcome = outcome
+        self.is_down = is_down
+
+
+class Unavailable(ApiError):
+    """There is no replica to ask."""
+
+    kind = "server_error"
+
+
+def unavailable(expert: str | None) -> Unavailable:
+    """503: `expert` (None: no expert at all) has no live replica."""
+    who = f"Expert {expert!r} has" if expert else "The experts have"
+    return Unavailable(503, f"{who} no live replica. Try again later, or ask another expert.", code="no_live_replica")
+
+
+def unknown_model(model: str, allowed: Iterable[str]) -> ApiError:
+    """404: the request names a model that is not served here."""
+    message = f"The model {model!r} does not exist. Allowed: {', '.join(allowed)}."
+    return ApiError(404, message, code="model_not_found", param="model")
+
+
+def unauthorized() -> ApiError:
+    """401: the key is missing or wrong."""
+    return ApiError(401, "The key is missing or wrong. Send 'Authorization: Bearer KEY'.", code="invalid_api_key")
+
+
+def too_long(max_body_bytes: int) -> ApiError:
+    """413: the body exceeds the limit."""
+    return ApiError(
+        413, f"The body is longer than {max_body_bytes} bytes (gateway.max_body_bytes). Send a shorter one."
+    )
+
+
+def unknown_route(error: web.HTTPException, request: web.Request) -> ApiError:
+    """404, 405 and whatever else aiohttp refuses by itself."""
+    return ApiError(error.status, f"{request.method} {request.path}: {error.reason}.")
+
+
+def answer_error(error: ApiError, headers: Mapping[str, str]) -> web.Response:
+    """The response that says `error`."""
+    return web.Response(status=error.status, body=error.body, content_type="application/json", headers=headers)

@@ -1,0 +1,159 @@
+"""Passes a request on to a replica and its answer back, chunk by chunk, on aiohttp's client.
+
+The only place that talks to replicas for clients. It chooses no replica and counts nothing; a faster relay
+implements `Relay` beside this one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+import aiohttp
+from aiohttp import web
+
+from erhpc.config import GatewayConfig
+from erhpc.gateway.errors import Outcome, ReplicaError
+
+EVENT_STREAM = "text/event-stream"
+KEEP_ALIVE_S = 4.0
+"""Idle time after which a connection is not used again; uvicorn, which serves vLLM, closes them after 5 s."""
+PASSED_HEADERS = ("Content-Type", "Content-Encoding", "Cache-Control", "Retry-After", "x-erhpc-engine")
+"""Headers of a replica's answer that reach the client."""
+LOCAL_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""Failures to connect that say nothing about the replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What is passed on, to whom."""
+
+    replica: str
+    """Name of the replica, for messages."""
+    url: str
+    body: bytes
+    request_id: str
+    reply_headers: Mapping[str, str]
+    """Headers the gateway adds to the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """An answer that was passed on, and how it ended."""
+
+    response: web.StreamResponse
+    outcome: Outcome
+
+
+class Relay(Protocol):
+    """Passes requests on; cancelling `relay` aborts the replica's request at once."""
+
+    async def relay(self, request: web.Request, forward: Forward) -> Relayed:
+        """Ask the replica and answer `request`. Raises ReplicaError if nothing has reached the client yet."""
+
+    async def close(self) -> None:
+        """Give up all connections."""
+
+
+class PlainRelay:
+    """The relay on aiohttp's client: the reference. `key` is sent to replicas as bearer; needs a running event loop."""
+
+    def __init__(self, limits: GatewayConfig, key: str | None) -> None:
+        self._idle_timeout_s = limits.idle_timeout_s
+        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=limits.connect_timeout_s, sock_read=limits.idle_timeout_s
+            ),
+            # Otherwise aiohttp would ask for compressed answers, which delay tokens.
+            skip_auto_headers=("Accept-Encoding", "User-Agent"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """See `Relay.close`."""
+        await self._session.close()
+
+    async def relay(self, request: web.Request, forward: Forward) -> Relayed:
+        """See `Relay.relay`."""
+        upstream = await self._ask(forward)
+        try:
+            if upstream.content_type == EVENT_STREAM:
+                return await self._stream(request, forward, upstream)
+            return await self._pass_whole(forward, upstream)
+        finally:
+            upstream.close()  # nothing to close after the last byte; aborts in every other case
+
+    async def _ask(self, forward: Forward) -> aiohttp.ClientResponse:
+        headers = {**self._headers, "x-request-id": forward.request_id}
+        try:
+            return await self._session.post(forward.url, data=forward.body, headers=headers, allow_redirects=False)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise_unreachable(forward, error)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._break_off(forward, error) from error
+
+    async def _pass_whole(self, forward: Forward, upstream: aiohttp.ClientResponse) -> Relayed:
+        try:
+            body = await upstream.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._break_off(forward, error) from error
+        response = web.Response(status=upstream.status, body=body, headers=join_headers(forward, upstream))
+        return Relayed(response, judge_status(upstream.status))
+
+    async def _stream(self, request: web.Request, forward: Forward, upstream: aiohttp.ClientResponse) -> Relayed:
+        response = web.StreamResponse(status=upstream.status, headers=join_headers(forward, upstream))
+        try:
+            await response.prepare(request)
+            outcome = await self._pass_chunks(forward, upstream.content, response)
+            await response.write_eof()
+        except ConnectionResetError:  # raised by writes alone: the client is gone
+            outcome = Outcome.CANCELLED
+        return Relayed(response, outcome if outcome is not Outcome.OK else judge_status(upstream.status))
+
+    async def _pass_chunks(
+        self, forward: Forward, content: aiohttp.StreamReader, response: web.StreamResponse
+    ) -> Outcome:
+        end = b"\n\n"
+        while True:
+            try:
+                chunk = await content.readany()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                failure = self._break_off(forward, error)
+                # An event that was cut in the middle is closed first, or the error would become part of it.
+                await response.write(failure.event if end.endswith(b"\n\n") else b"\n\n" + failure.event)
+                return failure.outcome
+            if not chunk:
+                return Outcome.OK
+            await response.write(chunk)
+            end = chunk[-2:]
+
+    def _break_off(self, forward: Forward, error: Exception) -> ReplicaError:
+        if isinstance(error, TimeoutError):
+            patience = f"{self._idle_timeout_s:g} s (gateway.idle_timeout_s)"
+            return ReplicaError(504, f"Replica {forward.replica} was silent for {patience}.", Outcome.SILENT)
+        return ReplicaError(502, f"Replica {forward.replica} broke off its answer. Ask again.", Outcome.BROKEN)
+
+
+def raise_unreachable(forward: Forward, error: aiohttp.ClientError) -> NoReturn:
+    """Raise what is answered when there is no connection to a replica."""
+    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+    reason = f"{type(error).__name__}, errno {number}" if number else type(error).__name__
+    message = f"Replica {forward.replica} cannot be reached ({reason}). Ask again."
+    raise ReplicaError(502, message, Outcome.UNREACHABLE, is_down=number not in LOCAL_SHORTAGES) from error
+
+
+def join_headers(forward: Forward, upstream: aiohttp.ClientResponse) -> dict[str, str]:
+    """Headers of the answer: the replica's that are passed on, and the gateway's own."""
+    passed = {name: value for name in PASSED_HEADERS if (value := upstream.headers.get(name)) is not None}
+    return {**passed, **forward.reply_headers}
+
+
+def judge_status(status: int) -> Outcome:
+    """The outcome of an answer that came to its end."""
+    return Outcome.OK if status < 400 else Outcome.REJECTED

@@ -1,0 +1,127 @@
+"""What a client asks: the body of a request, read as far as routing needs it and otherwise left as it came.
+
+It knows no HTTP and no replica; fields it does not name pass through.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from erhpc.gateway.errors import ApiError
+
+Api = Literal["chat", "completions"]
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PATH = re.compile(r"at `\$\.?([^`]+)`")
+_FIELD = re.compile(r"field `([^`]+)`")
+
+
+class Part(msgspec.Struct):
+    """One part of a message's content; only texts are read."""
+
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    """One turn of a chat."""
+
+    role: str
+    content: str | list[Part] | None = None
+
+    @property
+    def text(self) -> str:
+        """The words of the turn; empty if it has none."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content if part.text)
+        return self.content or ""
+
+
+class ChatBody(msgspec.Struct):
+    """Body of /v1/chat/completions."""
+
+    model: str
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    stream: bool | None = None
+
+    def routed_text(self, which: str) -> str:
+        """The text that is classified: the last user turn or all turns (also if there is no user turn)."""
+        if which == "last_user":
+            for message in reversed(self.messages):
+                if message.role == "user":
+                    return message.text
+        return "\n".join(message.text for message in self.messages)
+
+
+class CompletionBody(msgspec.Struct):
+    """Body of /v1/completions; prompts may also be given as token numbers, which cannot be classified."""
+
+    model: str
+    prompt: str | list[str | int | list[int]]
+    stream: bool | None = None
+
+    def routed_text(self, which: str) -> str:
+        """The text that is classified: all prompts, empty if they are token numbers."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(prompt for prompt in self.prompt if isinstance(prompt, str))
+
+
+_DECODERS: dict[Api, msgspec.json.Decoder[ChatBody] | msgspec.json.Decoder[CompletionBody]] = {
+    "chat": msgspec.json.Decoder(ChatBody),
+    "completions": msgspec.json.Decoder(CompletionBody),
+}
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A request that was found well-formed: its bytes and what routing reads of them."""
+
+    raw: bytes
+    content: ChatBody | CompletionBody
+
+    @property
+    def model(self) -> str:
+        """The model asked for."""
+        return self.content.model
+
+    def routed_text(self, which: str, limit_chars: int) -> str:
+        """The text that is classified (see RouterConfig.text), cut after `limit_chars`."""
+        return self.content.routed_text(which)[:limit_chars]
+
+    def body_for(self, model: str) -> bytes:
+        """The body with the model name replaced; every other value stays byte for byte, in its order."""
+        if model == self.content.model:
+            return self.raw
+        fields = _FIELDS.decode(self.raw)
+        fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+        return msgspec.json.encode(fields)
+
+
+def parse_inquiry(api: Api, raw: bytes) -> Inquiry:
+    """Read the body of a request. Raises ApiError 400 if it is no JSON, or a field is missing or of a wrong type."""
+    try:
+        raw.decode()  # msgspec does not look into the strings of fields it skips
+        return Inquiry(raw, _DECODERS[api].decode(raw))
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"The body is not valid: {error}.", param=_find_field(str(error))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"The body is no JSON: {error}.") from error
+    except RecursionError as error:
+        raise ApiError(400, "The body is nested too deeply.") from error
+
+
+def choose_request_id(given: str | None) -> str:
+    """The client's request id if it is up to 128 letters, digits and `._:-`, else a new one."""
+    return given if given and _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _find_field(message: str) -> str | None:
+    """The place msgspec names, e.g. messages[0].role; None: the whole body."""
+    found = (_PATH.search(message), _FIELD.search(message))
+    return ".".join(match[1] for match in found if match) or None

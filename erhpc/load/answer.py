@@ -1,0 +1,112 @@
+"""Reads one streamed answer of an OpenAI-compatible server: which frames carry tokens, usage, errors, the end.
+
+It is pure: bytes and their time of arrival come from whichever client holds the socket. Role-only and empty frames
+are no tokens; reasoning and tool calls are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from erhpc.load.events import EventSplitter, EventTooLong
+from erhpc.load.exchange import Exchange
+
+_DONE = b"[DONE]"
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Frame(msgspec.Struct, gc=False):
+    # Typed decoding skips unknown fields; at 0.4 us per frame it is as cheap as searching for the keys.
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    object: str | None = None
+    message: str | None = None
+
+
+_decode_frame = msgspec.json.Decoder(_Frame).decode
+
+
+class AnswerReader:
+    """Takes the body of one answer piece by piece and writes what it says into `exchange`."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._events = EventSplitter()
+        self._finish_reason: str | None = None
+
+    def read(self, data: bytes, arrived_ns: int) -> bool:
+        """Take the piece that arrived at `arrived_ns`; True once the answer has ended, well or not."""
+        try:
+            events = self._events.feed(data)
+        except EventTooLong as error:
+            self._exchange.fail("malformed", str(error))
+            return True
+        num_frames = self._exchange.num_frames
+        over = any(map(self._take, events))
+        if self._exchange.num_frames > num_frames:
+            self._exchange.arrivals_ns.append(arrived_ns)
+        return over
+
+    def end(self) -> None:
+        """The body ended without the end of the answer: a failure, unless the last frame gave a finish reason."""
+        if self._finish_reason is None and self._events.finish() != _DONE:
+            self._exchange.fail("truncated", "the stream ended without [DONE] or a finish reason")
+
+    def _take(self, event: bytes) -> bool:
+        if event == _DONE:
+            return True
+        if not event:  # servers keep idle connections open with empty events
+            return False
+        try:
+            frame = _decode_frame(event)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._exchange.fail("malformed", f"a frame is not of the OpenAI protocol: {error}: {event[:200]!r}")
+            return True
+        return self._take_frame(frame)
+
+    def _take_frame(self, frame: _Frame) -> bool:
+        if frame.error is not None or frame.object == "error":
+            self._exchange.fail("stream_error", _error_text(frame))
+            return True
+        for choice in frame.choices or ():
+            self._exchange.num_frames += _carries_tokens(choice)
+            self._finish_reason = choice.finish_reason or self._finish_reason
+        if frame.usage is not None:
+            self._exchange.tokens_in = frame.usage.prompt_tokens
+            self._exchange.tokens_out = frame.usage.completion_tokens
+        return False
+
+
+def _carries_tokens(choice: _Choice) -> bool:
+    delta = choice.delta
+    if delta is None:
+        return bool(choice.text)
+    return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
+
+
+def _error_text(frame: _Frame) -> str:
+    """The message of an error frame: `{"error": {"message": ..}}`, `{"error": ".."}` or `{"object": "error", ..}`."""
+    error = frame.error
+    if isinstance(error, dict) and "message" in error:
+        return str(error["message"])
+    return str(error if error is not None else frame.message)

@@ -1,0 +1,142 @@
+"""Builds the plan: places, fits, names, numbers and commands every process of an experiment. Pure, no I/O.
+
+It knows the order in which the parts of a plan depend on each other; each part's rules live in its own module.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from erhpc.config import ExperimentConfig
+from erhpc.plan import commands
+from erhpc.plan.duration import load_timeout_s, plan_levels, plan_walltime
+from erhpc.plan.gpus import find_gpu
+from erhpc.plan.memory import MemoryFit, compute_weights_bytes, fit_memory
+from erhpc.plan.placement import PlacedReplica, place_replicas
+from erhpc.plan.plan import Plan, PlannedProcess, PlannedReplica
+from erhpc.plan.ports import ENGINE_PORTS, GATEWAY_PORT, PortMap, build_port_map, replica_port
+from erhpc.plan.site import Setting
+
+CPUS_PER_GPU = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    num_nodes: int
+    placed: tuple[PlacedReplica, ...]
+    fits: dict[str, MemoryFit]
+    ports: PortMap
+    engine_ports: int
+
+
+def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -> Plan:
+    """Plan a run: `python` is the interpreter of erhpc's own processes.
+
+    Raises:
+        ConfigError: anything about the experiment that cannot work on this site.
+    """
+    layout = _lay_out(experiment, setting)
+    replicas = _plan_replicas(experiment, layout)
+    levels = plan_levels(experiment.workload)
+    load_limit_s = max(replica.load_timeout_s for replica in replicas)
+    expected_s, walltime_s = plan_walltime(experiment, levels, load_limit_s, emulated=setting.engine == "emulated")
+    processes = _plan_processes(experiment, setting, layout, replicas, python)
+    gpus_per_node = _count_gpus_per_node(layout)
+    return Plan(
+        experiment=experiment,
+        cluster=setting.cluster,
+        engine=setting.engine,
+        num_nodes=layout.num_nodes,
+        gpus_per_node=gpus_per_node,
+        requests_gpus=setting.requests_gpus,
+        cpus_per_node=_count_cpus(experiment, setting, processes, gpus_per_node),
+        replicas=replicas,
+        processes=processes,
+        levels=levels,
+        ports=layout.ports,
+        parallel_loads=experiment.engine.parallel_loads,
+        expected_s=expected_s,
+        walltime_s=walltime_s,
+        notices=setting.notices,
+    )
+
+
+def _lay_out(experiment: ExperimentConfig, setting: Setting) -> _Layout:
+    on_gpus = setting.engine == "emulated" or experiment.engine.device == "cuda"
+    gpu = find_gpu(experiment.cluster.gpu) if on_gpus else None
+    fits = {name: fit_memory(name, expert, gpu) for name, expert in experiment.experts.items()}
+    num_nodes, placed = place_replicas(
+        experiment.experts,
+        experiment.placement,
+        gpus_per_node=setting.gpus_per_node if on_gpus else 0,
+        max_nodes=experiment.cluster.max_nodes,
+        on_gpus=on_gpus,
+    )
+    engine_ports = ENGINE_PORTS if setting.engine == "vllm" else 0
+    ports = build_port_map(experiment.cluster.ports, num_replicas=len(placed), engine_ports=engine_ports)
+    return _Layout(num_nodes=num_nodes, placed=placed, fits=fits, ports=ports, engine_ports=engine_ports)
+
+
+def _plan_replicas(experiment: ExperimentConfig, layout: _Layout) -> tuple[PlannedReplica, ...]:
+    node_bytes: Counter[int] = Counter()
+    for placed in layout.placed:
+        for leg in placed.legs:
+            node_bytes[leg.node] += compute_weights_bytes(experiment.experts[placed.expert]) // len(placed.legs)
+    return tuple(
+        PlannedReplica(
+            replica=placed.replica,
+            expert=placed.expert,
+            model=experiment.experts[placed.expert].model,
+            served_name=placed.expert,
+            legs=placed.legs,
+            memory=layout.fits[placed.expert],
+            url=f"http://{{address{placed.legs[0].node}}}:{{port{replica_port(index, layout.engine_ports)}}}",
+            load_timeout_s=load_timeout_s(experiment.engine, max(node_bytes[leg.node] for leg in placed.legs)),
+        )
+        for index, placed in enumerate(layout.placed)
+    )
+
+
+def _plan_processes(
+    experiment: ExperimentConfig,
+    setting: Setting,
+    layout: _Layout,
+    replicas: tuple[PlannedReplica, ...],
+    python: str,
+) -> tuple[PlannedProcess, ...]:
+    processes: list[PlannedProcess] = []
+    for index, replica in enumerate(replicas):
+        port = replica_port(index, layout.engine_ports)
+        if setting.engine == "emulated":
+            processes.append(commands.command_emulated_expert(experiment, replica, port, python))
+        else:
+            processes.extend(commands.command_vllm_expert(experiment, replica, port, setting.vllm_python))
+    routed = experiment.router.policy != "none"
+    if routed:
+        processes.append(commands.command_gateway(experiment, replicas, GATEWAY_PORT, python))
+    processes.extend(
+        commands.command_client(experiment, replicas, level, GATEWAY_PORT if routed else None, python)
+        for level in range(len(experiment.workload.users))
+    )
+    return tuple(processes)
+
+
+def _count_gpus_per_node(layout: _Layout) -> int:
+    held: Counter[int] = Counter()
+    for placed in layout.placed:
+        for leg in placed.legs:
+            held[leg.node] += len(leg.gpus)
+    return max(held.values(), default=0)
+
+
+def _count_cpus(
+    experiment: ExperimentConfig, setting: Setting, processes: tuple[PlannedProcess, ...], gpus_per_node: int
+) -> int:
+    if experiment.cluster.cpus_per_node is not None:
+        return experiment.cluster.cpus_per_node
+    # Clients run one after the other, so all levels together count as one process.
+    per_node = Counter({process.node: 0 for process in processes})
+    per_node.update(process.node for process in processes if process.kind != "client")
+    per_node[0] += 1
+    return max(CPUS_PER_GPU * gpus_per_node if setting.requests_gpus else 0, *per_node.values())

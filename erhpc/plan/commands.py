@@ -1,0 +1,174 @@
+"""The exact command of every process: argv, environment, spec and readiness. Pure; placeholders stay open.
+
+erhpc's own processes are all `python -m jobs.<kind> --spec FILE`; vLLM gets flags (`erhpc.plan.vllm_command`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from erhpc.config import ExperimentConfig
+from erhpc.plan.memory import CPU_KV_BYTES
+from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
+from erhpc.plan.ports import ENGINE_PORTS
+from erhpc.plan.specs import ClientSpec, EmulatedExpertSpec, Endpoint, GatewaySpec
+from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
+
+KEY_FILE = "{run}/.key"
+AUTO_MODEL = "auto"
+"""The model name that lets the router choose."""
+GATEWAY_READY_S = 60.0
+SEED_STRIDE = 1000
+"""More levels than a run will ever have."""
+CLIENT_STOP_S = 15.0
+"""A client that is told to stop still writes its records; killing it would lose them."""
+
+
+def command_emulated_expert(
+    experiment: ExperimentConfig, replica: PlannedReplica, port: int, python: str
+) -> PlannedProcess:
+    """The emulated server of one replica, on the node of its first leg."""
+    expert = experiment.experts[replica.expert]
+    node = replica.legs[0].node
+    spec = EmulatedExpertSpec(
+        replica=replica.replica,
+        model=replica.served_name,
+        host=f"{{address{node}}}",
+        port=f"{{port{port}}}",
+        architecture=expert.architecture,
+        dtype=expert.dtype,
+        quantization=expert.quantization,
+        tensor_parallel=expert.tensor_parallel,
+        gpu=experiment.cluster.gpu,
+        kv_capacity_tokens=replica.memory.kv_capacity_tokens,
+        max_model_len=expert.max_model_len,
+        max_num_seqs=expert.max_num_seqs,
+        max_num_batched_tokens=expert.max_num_batched_tokens,
+        load_s=0.0,
+        key_file=KEY_FILE,
+    )
+    process = _own_process(f"expert-{replica.replica}", "emulated_expert", node, spec, python)
+    return _serving(process, experiment, replica, port)
+
+
+def command_vllm_expert(
+    experiment: ExperimentConfig, replica: PlannedReplica, port: int, python: str
+) -> list[PlannedProcess]:
+    """The vLLM server of one replica: one process per leg, the first of which answers requests."""
+    expert, engine = experiment.experts[replica.expert], experiment.engine
+    synthetic = expert.weights is None
+    head = f"{{address{replica.legs[0].node}}}"
+    processes = []
+    for number, leg in enumerate(replica.legs):
+        name = f"expert-{replica.replica}" + (f"-leg{number}" if number else "")
+        argv = build_vllm_argv(
+            expert,
+            python=python or "VLLM_PYTHON",
+            model="{run}/models/" + replica.expert if synthetic else str(expert.weights),
+            served_name=replica.served_name,
+            host=head,
+            port=f"{{port{port}}}",
+            load_format="dummy" if synthetic and engine.synthetic_weights == "dummy" else None,
+            device=engine.device,
+            leg=number,
+            num_legs=len(replica.legs),
+            head_address=head,
+            rendezvous_port=f"{{port{port + ENGINE_PORTS}}}",
+        )
+        environment = build_vllm_environment(
+            device=engine.device,
+            tmp=f"{{tmp}}/{replica.replica}",
+            # Between nodes the engine meets at the rendezvous port; an inherited VLLM_PORT would split it.
+            engine_port=f"{{port{port + 1}}}" if len(replica.legs) == 1 else None,
+            address=f"{{address{leg.node}}}",
+            cpu_kv_gb=CPU_KV_BYTES // 1024**3,
+        )
+        process = PlannedProcess(
+            name=name,
+            kind="expert",
+            node=leg.node,
+            argv=argv,
+            environment=environment | engine.environment,
+            gpus=leg.gpus,
+            stop_timeout_s=engine.stop_timeout_s,
+            replica=replica.replica,
+        )
+        processes.append(_serving(process, experiment, replica, port) if number == 0 else process)
+    return processes
+
+
+def command_gateway(
+    experiment: ExperimentConfig, replicas: tuple[PlannedReplica, ...], port: int, python: str
+) -> PlannedProcess:
+    """The gateway, on the first node."""
+    spec = GatewaySpec(
+        host="{address0}",
+        port=f"{{port{port}}}",
+        endpoints=[_endpoint(replica) for replica in replicas],
+        router=experiment.router,
+        limits=experiment.gateway,
+        artefact="{run}/router" if experiment.router.policy == "cluster" else None,
+        seed=experiment.seed,
+        key_file=KEY_FILE,
+    )
+    process = _own_process("gateway", "gateway", 0, spec, python)
+    return replace(
+        process,
+        ports=(port,),
+        ready=ReadyCheck(f"http://{{address0}}:{{port{port}}}", AUTO_MODEL, GATEWAY_READY_S),
+    )
+
+
+def command_client(
+    experiment: ExperimentConfig,
+    replicas: tuple[PlannedReplica, ...],
+    level: int,
+    gateway_port: int | None,
+    python: str,
+) -> PlannedProcess:
+    """The client of one level, on the first node; without a gateway it asks the one replica."""
+    direct = None if gateway_port is not None else _endpoint(replicas[0])
+    spec = ClientSpec(
+        url=direct.url if direct else f"http://{{address0}}:{{port{gateway_port}}}",
+        model=direct.model if direct else AUTO_MODEL,
+        level=level,
+        users=experiment.workload.users[level],
+        workload=experiment.workload,
+        # A seed per level: repeated prompts would be answered from vLLM's prefix cache.
+        seed=experiment.seed * SEED_STRIDE + level,
+        output=f"{{run}}/parts/level-{level:03d}-client-0.parquet",
+        direct=direct,
+        key_file=KEY_FILE,
+    )
+    process = _own_process(f"client-{level:03d}", "client", 0, spec, python)
+    return replace(process, stop_timeout_s=CLIENT_STOP_S)
+
+
+def _own_process(name: str, kind: Any, node: int, spec: object, python: str) -> PlannedProcess:
+    return PlannedProcess(
+        name=name,
+        kind="expert" if kind == "emulated_expert" else kind,
+        node=node,
+        argv=(python, "-m", f"jobs.{kind}", "--spec", f"{{run}}/specs/{name}.json"),
+        spec=msgspec.to_builtins(spec),
+    )
+
+
+def _serving(
+    process: PlannedProcess, experiment: ExperimentConfig, replica: PlannedReplica, port: int
+) -> PlannedProcess:
+    return replace(
+        process,
+        gpus=replica.legs[0].gpus,
+        ports=(port,),
+        ready=ReadyCheck(replica.url, replica.served_name, replica.load_timeout_s),
+        stop_timeout_s=experiment.engine.stop_timeout_s,
+        replica=replica.replica,
+    )
+
+
+def _endpoint(replica: PlannedReplica) -> Endpoint:
+    return Endpoint(replica=replica.replica, expert=replica.expert, model=replica.served_name, url=replica.url)

@@ -1,0 +1,84 @@
+"""What a site offers and what `auto` therefore means there. Pure: `erhpc.cluster.observation` looked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from erhpc.config import ExperimentConfig
+from erhpc.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What was observed where the verb runs."""
+
+    slurm_answers: bool = False
+    slurm_gpus_per_node: int = 0
+    """Most GPUs that any node of the partition offers; 0 without Slurm or without GPUs."""
+    local_gpus: int = 0
+    vllm_python: str | None = None
+    """Interpreter of a vLLM environment found on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """An experiment's choices with every `auto` decided; `notices` say aloud what was decided and why."""
+
+    cluster: str
+    engine: str
+    gpus_per_node: int
+    """GPUs each node offers to replicas (emulated ones included)."""
+    requests_gpus: bool
+    vllm_python: str
+    notices: tuple[str, ...] = ()
+
+
+def decide_setting(experiment: ExperimentConfig, site: Site) -> Setting:
+    """Decide every `auto` of an experiment from what the site offers.
+
+    Raises:
+        ConfigError: the experiment asks for what the site has not (Slurm, GPUs).
+    """
+    notices: list[str] = []
+    cluster = _decide_cluster(experiment, site, notices)
+    offered = site.slurm_gpus_per_node if cluster == "slurm" else site.local_gpus
+    engine = _decide_engine(experiment, cluster, offered, notices)
+    on_gpus = engine == "vllm" and experiment.engine.device == "cuda"
+    if on_gpus and cluster == "local" and not offered:
+        raise ConfigError(
+            "engine=vllm with cluster=local needs GPUs and nvidia-smi shows none here. "
+            "Choose engine=emulated, engine=vllm_cpu (small models), or a cluster that has GPUs."
+        )
+    configured = experiment.cluster.gpus_per_node
+    observed = on_gpus and offered and (cluster == "local" or experiment.cluster.kind == "auto")
+    wanted = experiment.cluster.request_gpus
+    return Setting(
+        cluster=cluster,
+        engine=engine,
+        gpus_per_node=offered if observed else configured,
+        requests_gpus=on_gpus if wanted is None else wanted,
+        vllm_python=experiment.engine.python or site.vllm_python or "",
+        notices=tuple(notices),
+    )
+
+
+def _decide_cluster(experiment: ExperimentConfig, site: Site, notices: list[str]) -> str:
+    if experiment.cluster.kind != "auto":
+        return experiment.cluster.kind
+    chosen = "slurm" if site.slurm_answers else "local"
+    reason = "sbatch answers" if site.slurm_answers else "sbatch does not answer here"
+    notices.append(f"cluster=auto took {chosen}: {reason}.")
+    return chosen
+
+
+def _decide_engine(experiment: ExperimentConfig, cluster: str, offered: int, notices: list[str]) -> str:
+    if experiment.engine.kind != "auto":
+        return experiment.engine.kind
+    if offered:
+        notices.append(f"engine=auto took vllm: the {cluster} nodes offer GPUs.")
+        return "vllm"
+    notices.append(
+        f"engine=auto took EMULATED experts: the {cluster} cluster offers no GPUs. "
+        "Their timing comes from a model; no number of this run is a measurement of a GPU."
+    )
+    return "emulated"

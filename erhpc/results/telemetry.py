@@ -1,0 +1,95 @@
+"""How late a process ran: the lag of its event loop and of its own deadlines, kept for the last minutes.
+
+It knows no HTTP and no file: processes that report lag (gateway, client, emulated expert) ask `p99_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from math import ceil
+
+KEEP_S = 600.0
+"""How far back lag can be asked for."""
+INTERVAL_S = 0.010
+"""How often the event loop is probed."""
+
+
+class TimedValues:
+    """The last `capacity` values with their times, in a ring of fixed size (16 bytes per value).
+
+    Times must not decrease. `add` is cheap enough for every step of an emulated expert.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._times_s = array("d", bytes(8 * capacity))
+        self._values = array("d", bytes(8 * capacity))
+        self._capacity = capacity
+        self._num_added = 0
+
+    def add(self, time_s: float, value: float) -> None:
+        """Keep a value; the oldest one goes when the ring is full."""
+        index = self._num_added % self._capacity
+        self._times_s[index] = time_s
+        self._values[index] = value
+        self._num_added += 1
+
+    def quantile(self, share: float, since_s: float) -> float:
+        """Smallest value that at least `share` of those since `since_s` do not exceed; 0.0 if there are none."""
+        values = sorted(self._values_since(since_s))
+        return values[max(ceil(share * len(values)), 1) - 1] if values else 0.0
+
+    def _values_since(self, since_s: float) -> Iterator[float]:
+        oldest = max(self._num_added - self._capacity, 0)
+        for number in range(self._num_added - 1, oldest - 1, -1):
+            index = number % self._capacity
+            if self._times_s[index] < since_s:
+                return
+            yield self._values[index]
+
+
+class LoopLag:
+    """Probes the running event loop every 10 ms and keeps how late each probe came.
+
+    Probes are due at fixed times: a loop that stands still for a second is a hundred late probes, not one, so
+    that stalls weigh in the percentile by their length.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._lags_s = TimedValues(round(KEEP_S / INTERVAL_S))
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin probing; needs a running event loop."""
+        self._task = asyncio.create_task(self._probe(), name="loop lag")
+
+    async def stop(self) -> None:
+        """End probing; what was kept can still be asked for."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def p99_s(self, window_s: float) -> float:
+        """99th percentile of the lag over the last `window_s` seconds (at most KEEP_S), in seconds."""
+        return self._lags_s.quantile(0.99, self._clock() - window_s)
+
+    async def _probe(self) -> None:
+        due_s = self._clock() + INTERVAL_S
+        while True:
+            await self._sleep(due_s - self._clock())
+            now_s = self._clock()
+            due_s = max(due_s, now_s - KEEP_S)
+            while due_s <= now_s:
+                self._lags_s.add(now_s, now_s - due_s)
+                due_s += INTERVAL_S

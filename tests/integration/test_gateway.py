@@ -1,0 +1,577 @@
+"""A real gateway before scripted replicas, all on loopback sockets, asked by real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import aiohttp
+import msgspec
+import openai
+import pytest
+from aiohttp import web
+
+from erhpc.config import GatewayConfig, RouterConfig
+from erhpc.errors import ConfigError, ProcessError
+from erhpc.gateway.server import serve
+from erhpc.plan.specs import Endpoint, GatewaySpec
+from tests.fakes.scripted_replica import (
+    DONE,
+    FRAMES,
+    ScriptedReplica,
+    answer_json,
+    break_at_once,
+    break_whole,
+    hang,
+    open_stream,
+    stream_forever,
+    stream_frames,
+    stream_then_break,
+)
+
+CHAT = "/v1/chat/completions"
+SUM = [{"role": "user", "content": "a sum"}]
+
+
+@dataclass(frozen=True)
+class Found:
+    cluster: int | None
+
+
+class KeywordClassifier:
+    """The cluster of the first keyword in the text."""
+
+    num_clusters = 2
+
+    def classify(self, text):
+        return Found(next((n for n, keyword in enumerate(("sum", "loop")) if keyword in text), None))
+
+
+@dataclass
+class House:
+    """A gateway, its replicas by name, and a session whose base URL is the gateway."""
+
+    url: str
+    replicas: dict[str, ScriptedReplica]
+    session: aiohttp.ClientSession
+
+    def ask(self, text="a sum", *, path=CHAT, model="auto", headers=None, **fields):
+        prompt = {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
+        return self.session.post(path, json={"model": model, **prompt, **fields}, headers=headers)
+
+    async def metric(self, line):
+        async with self.session.get("/metrics") as response:
+            found = re.search(rf"^{re.escape(line)} (\S+)$", await response.text(), re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    async def requests(self, outcome, replica="math-0"):
+        expert = replica.rpartition("-")[0]
+        return await self.metric(f'erhpc_requests_total{{expert="{expert}",replica="{replica}",outcome="{outcome}"}}')
+
+    async def in_flight(self):
+        async with self.session.get("/metrics") as response:
+            values = re.findall(r"^erhpc_in_flight\{.*\} (\d+)$", await response.text(), re.MULTILINE)
+        return [int(value) for value in values]
+
+    async def status(self, path="/health"):
+        async with self.session.get(path) as response:
+            return response.status
+
+
+def make_spec(endpoints, *, policy="cluster", limits=None, **router):
+    return GatewaySpec(
+        host="127.0.0.1",
+        port="0",
+        endpoints=endpoints,
+        router=RouterConfig(policy=policy, **router),
+        limits=limits or GatewayConfig(),
+        artefact=None,
+        seed=0,
+    )
+
+
+def make_endpoint(name, url):
+    return Endpoint(replica=name, expert=name.rpartition("-")[0], model="llama", url=url)
+
+
+@asynccontextmanager
+async def housing(script=answer_json, *, names=("math-0", "code-0"), absent=None, key=None, **spec):
+    """A gateway before replicas of these names that run `script`; `absent` maps names to ports nobody listens on."""
+    absent = absent or {}
+    async with AsyncExitStack() as stack:
+        replicas = {name: ScriptedReplica(script) for name in names}
+        for name, replica in replicas.items():
+            if name in absent:
+                replica.url = f"http://127.0.0.1:{absent[name]}"
+            else:
+                await stack.enter_async_context(replica.serving())
+        endpoints = [make_endpoint(name, replica.url) for name, replica in replicas.items()]
+        url = await stack.enter_async_context(
+            serve(make_spec(endpoints, **spec), classifier=KeywordClassifier(), key=key)
+        )
+        connector = aiohttp.TCPConnector(limit=0)
+        session = await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))
+        yield House(url, replicas, session)
+
+
+async def until(condition, *, within_s=5.0):
+    """Return once the awaitable condition holds; fails after `within_s`."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.005)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def error_of(response):
+    """The error of a response, after checking that it has OpenAI's shape."""
+    assert response.content_type == "application/json"
+    body = await response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert response.headers["x-erhpc-request-id"]
+    return body["error"]
+
+
+# Routing
+
+
+async def test_a_prompt_is_answered_by_the_expert_of_its_cluster_and_the_headers_say_so():
+    async with housing() as house, house.ask("a loop", headers={"x-request-id": "mine-1"}) as response:
+        assert response.status == 200
+        assert await response.read() == b'{"id":"1",  "choices":[]}'
+        headers = response.headers
+        assert (headers["x-erhpc-expert"], headers["x-erhpc-replica"]) == ("code", "code-0")
+        assert (headers["x-erhpc-cluster"], headers["x-erhpc-request-id"]) == ("1", "mine-1")
+        assert 0 < float(headers["x-erhpc-classify-us"]) < 1e5
+        assert headers["x-erhpc-engine"] == "emulated"
+        assert headers["Content-Type"] == "application/json"
+        assert house.replicas["code-0"].seen[0].headers["x-request-id"] == "mine-1"
+        assert await house.requests("ok", "code-0") == 1
+        assert await house.metric("erhpc_classify_seconds_count") == 1
+
+
+async def test_a_prompt_with_no_known_word_goes_to_the_default_expert_and_is_counted():
+    async with housing(default_expert="code") as house:
+        async with house.ask("?") as response:
+            assert response.headers["x-erhpc-expert"] == "code"
+            assert "x-erhpc-cluster" not in response.headers
+        assert await house.metric("erhpc_default_expert_total") == 1
+
+
+async def test_a_request_that_names_an_expert_is_pinned_and_not_classified():
+    async with housing() as house, house.ask("a loop", model="math") as response:
+        assert response.headers["x-erhpc-expert"] == "math"
+        assert "x-erhpc-classify-us" not in response.headers
+        assert await house.metric("erhpc_classify_seconds_count") == 0
+
+
+async def test_round_robin_takes_turns():
+    async with housing(policy="round_robin") as house:
+        assert await replicas_of(house, 4) == ["math-0", "code-0", "math-0", "code-0"]
+
+
+async def test_random_choices_repeat_with_the_seed():
+    async with housing(policy="random") as house:
+        first = await replicas_of(house, 12)
+    async with housing(policy="random") as house:
+        assert await replicas_of(house, 12) == first
+    assert set(first) == {"math-0", "code-0"}
+
+
+async def test_least_loaded_avoids_busy_replicas():
+    async with housing(stream_forever, policy="least_loaded") as house, house.ask(model="math"):
+        assert await house.in_flight() == [1, 0]
+        async with house.ask() as second:
+            assert second.headers["x-erhpc-replica"] == "code-0"
+
+
+async def test_the_least_loaded_replica_of_the_clusters_expert_answers():
+    names = ("math-0", "code-0", "math-1")
+    async with housing(stream_forever, names=names) as house, house.ask("sum") as first, house.ask("sum") as second:
+        assert {r.headers["x-erhpc-replica"] for r in (first, second)} == {"math-0", "math-1"}
+
+
+async def replicas_of(house, count):
+    names = []
+    for _ in range(count):
+        async with house.ask() as response:
+            names.append(response.headers["x-erhpc-replica"])
+    return names
+
+
+# What is forwarded
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+async def test_the_body_is_forwarded_as_received_but_for_the_model_name(path):
+    prompt = b'"messages":[{"role":"user","content":"sum"}]' if path == CHAT else b'"prompt":"sum"'
+    raw = b'{"x_unknown":{"a": [1.50e0]},"model":"auto",' + prompt + b',"temperature":0.0}'
+    async with housing() as house:
+        async with house.session.post(path, data=raw) as response:
+            assert response.status == 200
+        seen = house.replicas["math-0"].seen[0]
+    assert (seen.path, seen.body) == (path, raw.replace(b'"auto"', b'"llama"'))
+    assert seen.headers["Content-Type"] == "application/json"
+    assert not {"accept-encoding", "authorization", "cookie"} & {name.lower() for name in seen.headers}
+
+
+async def test_an_error_of_the_replica_is_passed_on_unchanged():
+    async def refuse(request):
+        return web.Response(status=429, body=b'{"no":1}', headers={"Retry-After": "3"})
+
+    async with housing(refuse) as house:
+        async with house.ask() as response:
+            assert (response.status, await response.read()) == (429, b'{"no":1}')
+            assert response.headers["Retry-After"] == "3"
+        assert await house.requests("rejected") == 1
+
+
+async def test_a_compressed_answer_is_passed_on_as_it_is():
+    async def compressed(request):
+        response = web.Response(body=b"x" * 5000)
+        response.enable_compression(web.ContentCoding.gzip)
+        return response
+
+    async with housing(compressed) as house, house.ask() as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert await response.read() == b"x" * 5000
+
+
+# Streams
+
+
+async def test_a_stream_is_relayed_byte_for_byte():
+    async with housing(stream_frames) as house, house.ask(stream=True) as response:
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert await response.read() == b"".join(FRAMES) + DONE
+        assert await house.requests("ok") == 1
+
+
+async def test_each_token_is_relayed_before_the_next_one_is_made():
+    may_go_on = asyncio.Queue()
+
+    async def one_by_one(request):
+        response = await open_stream(request)
+        for frame in FRAMES:
+            await may_go_on.get()
+            await response.write(frame)
+        return response
+
+    async with housing(one_by_one) as house, house.ask(stream=True) as response:
+        for frame in FRAMES:
+            may_go_on.put_nowait(None)
+            assert await asyncio.wait_for(response.content.readany(), 5) == frame
+
+
+@pytest.mark.parametrize("parts", [FRAMES[:2], (FRAMES[0], FRAMES[1][:20])])
+async def test_a_stream_that_breaks_ends_in_an_error_event_and_is_counted(parts):
+    async with housing(stream_then_break(*parts)) as house:
+        async with house.ask(stream=True) as response:
+            body = await response.read()
+        assert body.startswith(b"".join(parts))
+        events = body.split(b"\n\n")
+        assert events[-1] == b""
+        error = json.loads(events[-2].removeprefix(b"data: "))["error"]
+        assert (error["code"], error["type"]) == ("replica_broken", "server_error")
+        assert await house.requests("broken") == 1
+        assert await house.in_flight() == [0, 0]
+
+
+async def test_a_stream_that_falls_silent_ends_in_an_error_event():
+    async with housing(stream_forever, limits=GatewayConfig(idle_timeout_s=0.2)) as house:
+        async with house.ask(stream=True) as response:
+            body = await response.read()
+        assert b'"replica_silent"' in body
+        assert await house.requests("silent") == 1
+        assert await house.replicas["math-0"].departures.get() is True
+
+
+async def test_a_slow_reader_holds_the_replica_back_and_still_gets_every_byte():
+    block = b"data: " + b"x" * 65528 + b"\n\n"
+    held_back = asyncio.Event()
+
+    async def flood(request):
+        response = await open_stream(request)
+        for _ in range(800):
+            writing = asyncio.create_task(response.write(block))
+            if not (await asyncio.wait({writing}, timeout=0.2))[0]:
+                held_back.set()
+            await writing
+        return response
+
+    async with housing(flood) as house, house.ask(stream=True) as response:
+        begin = await response.content.readexactly(len(block))
+        await asyncio.wait_for(held_back.wait(), 10)
+        rest = [chunk async for chunk in response.content.iter_any()]
+        assert begin + b"".join(rest) == 800 * block
+
+
+async def test_the_official_client_streams_through_the_gateway():
+    async with housing(stream_frames, key="secret") as house, official_client(house, "secret") as client:
+        names = [model.id async for model in client.models.list()]
+        stream = await client.chat.completions.create(model="auto", messages=SUM, stream=True)
+        text = "".join([event.choices[0].delta.content async for event in stream])
+    assert (names, text) == (["auto", "math", "code"], "t0t1t2t3t4")
+    assert house.replicas["math-0"].seen[0].headers["Authorization"] == "Bearer secret"
+
+
+async def test_the_official_client_raises_when_a_stream_breaks_or_a_model_is_unknown():
+    async with housing(stream_then_break(*FRAMES)) as house, official_client(house, "-") as client:
+        stream = await client.chat.completions.create(model="auto", messages=SUM, stream=True)
+        with pytest.raises(openai.APIError, match="broke off"):
+            _ = [event async for event in stream]
+        with pytest.raises(openai.NotFoundError, match=r"Allowed: auto, math, code"):
+            await client.chat.completions.create(model="law", messages=SUM)
+
+
+def official_client(house, key):
+    return openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key=key, max_retries=0)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        (b"{", None),
+        (b'{"model":"auto"}', "messages"),
+        (b'{"model":"auto","messages":[{"role":1}]}', "messages[0].role"),
+    ],
+)
+async def test_a_malformed_body_is_answered_400(raw, param):
+    async with housing() as house, house.session.post(CHAT, data=raw) as response:
+        assert response.status == 400
+        error = await error_of(response)
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert await house.metric('erhpc_requests_total{expert="",replica="",outcome="refused"}') == 1
+
+
+async def test_an_unknown_model_is_answered_404():
+    async with housing() as house, house.ask(model="law") as response:
+        assert response.status == 404
+        assert (await error_of(response))["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_answered_413_and_one_at_the_limit_is_not(chunked):
+    head, foot = b'{"model":"auto","messages":[{"role":"user","content":"sum', b'"}]}'
+    exact = head + b"x" * (2048 - len(head) - len(foot)) + foot
+
+    async def in_parts(body):
+        yield body[:1000]
+        yield body[1000:]
+
+    async with housing(limits=GatewayConfig(max_body_bytes=2048)) as house:
+        for body, status in ((exact, 200), (exact + b" ", 413)):
+            async with house.session.post(CHAT, data=in_parts(body) if chunked else body) as response:
+                assert response.status == status
+                if status == 413:
+                    assert "2048 bytes" in (await error_of(response))["message"]
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer secre", "secret", "Bearer s\u00e9cret"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/telemetry"])
+async def test_a_missing_or_wrong_key_is_answered_401(authorization, path):
+    headers = {"Authorization": authorization} if authorization else {}
+    async with housing(key="secret") as house:
+        ask = house.session.post if path == CHAT else house.session.get
+        async with ask(path, headers=headers) as response:
+            assert response.status == 401
+            assert (await error_of(response))["code"] == "invalid_api_key"
+        assert not house.replicas["math-0"].seen
+
+
+async def test_health_and_metrics_need_no_key():
+    async with housing(key="secret") as house:
+        assert [await house.status("/health"), await house.status("/metrics")] == [200, 200]
+
+
+async def test_an_unknown_path_is_answered_404_and_a_wrong_method_405():
+    async with housing() as house:
+        async with house.session.get("/v2/nothing") as response:
+            assert response.status == 404
+            assert (await error_of(response))["message"] == "GET /v2/nothing: Not Found."
+        async with house.session.get(CHAT) as response:
+            assert (response.status, response.headers["Allow"]) == (405, "POST")
+            await error_of(response)
+
+
+async def test_a_body_that_is_not_encoded_as_its_headers_say_is_answered_400():
+    headers = {"Content-Encoding": "gzip"}
+    async with housing() as house, house.session.post(CHAT, data=b"no gzip", headers=headers) as response:
+        assert response.status == 400
+        await error_of(response)
+
+
+# Replicas that fail
+
+
+async def test_an_unreachable_replica_is_answered_502_then_503_until_it_is_well_again():
+    port = free_port()
+    async with housing(absent={"math-0": port}) as house:
+        async with house.ask() as response:
+            assert response.status == 502
+            assert (await error_of(response))["code"] == "replica_unreachable"
+            assert response.headers["x-erhpc-replica"] == "math-0"
+        async with house.ask() as response:
+            assert response.status == 503
+            assert "'math'" in (await error_of(response))["message"]
+        async with house.ask("a loop") as response:
+            assert response.status == 200
+        async with house.session.get("/health") as response:
+            assert response.status == 503
+            assert (await response.json())["experts_without_live_replica"] == ["math"]
+        assert await house.metric('erhpc_requests_total{expert="math",replica="",outcome="no_replica"}') == 1
+        async with house.replicas["math-0"].serving(port):
+            await until(lambda: is_status(house, 200))
+            async with house.ask() as response:
+                assert response.status == 200
+
+
+async def test_an_expert_is_missing_only_when_none_of_its_replicas_is_live():
+    async with housing(names=("math-0", "math-1"), absent={"math-0": free_port()}, policy="round_robin") as house:
+        async with house.ask() as response:
+            assert response.status == 502
+        assert await house.status() == 200
+        assert await replicas_of(house, 3) == ["math-1"] * 3
+
+
+async def test_a_replica_that_breaks_off_before_or_within_a_whole_answer_is_answered_502():
+    for script in (break_at_once, break_whole):
+        async with housing(script) as house:
+            async with house.ask() as response:
+                assert response.status == 502
+                assert (await error_of(response))["code"] == "replica_broken"
+            assert await house.requests("broken") == 1
+            assert await house.status() == 200
+
+
+async def test_a_replica_that_never_answers_is_answered_504():
+    async with housing(hang, limits=GatewayConfig(idle_timeout_s=0.2)) as house, house.ask() as response:
+        assert response.status == 504
+        assert "idle_timeout_s" in (await error_of(response))["message"]
+
+
+async def is_status(house, status):
+    return await house.status() == status
+
+
+# Clients that leave
+
+
+@pytest.mark.parametrize(("script", "stream"), [(hang, False), (hang, True), (stream_forever, True)])
+async def test_a_client_that_leaves_ends_the_replicas_request_at_once(script, stream):
+    async with housing(script) as house:
+        async with aiohttp.ClientSession(house.url, connector=aiohttp.TCPConnector(force_close=True)) as leaver:
+            body = {"model": "math", "messages": [{"role": "user", "content": "x"}], "stream": stream}
+            asking = asyncio.create_task(leaver.post(CHAT, json=body))
+            await house.replicas["math-0"].arrivals.get()
+            if script is stream_forever:
+                await (await asking).content.readany()
+            assert await house.in_flight() == [1, 0]
+            asking.cancel()
+        assert await asyncio.wait_for(house.replicas["math-0"].departures.get(), 5) is True
+        await until(lambda: is_cancelled(house, 1))
+        assert await house.in_flight() == [0, 0]
+
+
+async def test_many_clients_that_leave_at_once_leave_nothing_behind():
+    async with housing(stream_forever) as house:
+        responses = await asyncio.gather(*(house.ask(stream=True) for _ in range(100)))
+        for response in responses:
+            response.close()
+        await until(lambda: is_cancelled(house, 100))
+        assert await house.in_flight() == [0, 0]
+        for _ in responses:
+            assert await asyncio.wait_for(house.replicas["math-0"].departures.get(), 5) is True
+
+
+async def is_cancelled(house, count):
+    return await house.requests("cancelled") == count
+
+
+# The rest of the surface
+
+
+async def test_telemetry_tells_the_lag_of_the_event_loop():
+    async with housing() as house:
+        async with house.session.get("/telemetry?window_s=5") as response:
+            assert (await response.json())["lag_p99_s"] >= 0
+        assert [await house.status(f"/telemetry?window_s={w}") for w in ("0", "x", "nan", "1e9")] == [400] * 4
+
+
+async def test_a_port_in_use_is_a_process_error():
+    async with housing() as house:
+        spec = make_spec([make_endpoint("math-0", house.url)], policy="random")
+        with pytest.raises(ProcessError, match=r"cannot listen on 127\.0\.0\.1"):
+            async with serve(replace(spec, port=house.url.rpartition(":")[2])):
+                pass
+
+
+async def test_a_classifier_with_another_number_of_clusters_is_refused():
+    spec = make_spec([make_endpoint("math-0", "http://127.0.0.1:1")])
+    with pytest.raises(ConfigError, match=r"2 clusters.*1 experts"):
+        async with serve(spec, classifier=KeywordClassifier()):
+            pass
+
+
+# The process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_process_serves_until_it_is_told_to_stop_and_exits_0(tmp_path, number):
+    (tmp_path / "key").write_text("secret\n")
+    async with ScriptedReplica(answer_json).serving() as replica:
+        spec = make_spec([make_endpoint("math-0", replica.url)], policy="round_robin")
+        document = msgspec.to_builtins(spec) | {"port": str(free_port()), "key_file": str(tmp_path / "key")}
+        (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
+        process = await asyncio.create_subprocess_exec(*command(tmp_path / "spec.json"), stdout=subprocess.PIPE)
+        try:
+            line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+            url = line.split()[-1]
+            body = {"model": "math", "messages": [{"role": "user", "content": "x"}]}
+            async with (
+                aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
+                session.post(url + CHAT, json=body) as response,
+            ):
+                assert response.status == 200
+        finally:
+            process.send_signal(number)
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key_file": "/nowhere/key"}, "key_file=/nowhere/key cannot be read"),
+        ({"artefact": "/nowhere/router"}, "artefact /nowhere/router"),
+        ({"port": "x", "endpoints": 3}, "no readable GatewaySpec"),
+        ({"router": {"policy": "magic"}}, "magic"),
+        ({}, "needs a classifier"),
+    ],
+)
+def test_a_spec_that_cannot_be_served_ends_in_one_line_and_exit_1(tmp_path, changes, message):
+    document = msgspec.to_builtins(make_spec([make_endpoint("math-0", "http://127.0.0.1:1")])) | changes
+    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
+    ended = subprocess.run(command(tmp_path / "spec.json"), capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+    assert message in ended.stderr
+
+
+def command(spec):
+    return (sys.executable, "-m", "jobs.gateway", "--spec", str(spec))

@@ -1,0 +1,76 @@
+"""Which cluster a text goes to, in a plane whose rows and centres are small enough to check by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from erhpc.errors import InputError
+from erhpc.routing.classifier import Classifier
+
+VOCABULARY = ("apple", "pear", "engine", "noise")
+ROWS = np.array([[1, 0], [2, 0], [0, 1], [0, 1e-17]], dtype=np.float32)
+CENTRES = np.array([[0.9, 0.1], [0.2, 0.6]], dtype=np.float32)
+
+
+@pytest.fixture
+def classifier():
+    return Classifier(VOCABULARY, ROWS, CENTRES)
+
+
+def test_a_text_goes_to_the_nearest_centre(classifier):
+    assert classifier.classify("An APPLE, a pear.").cluster == 0
+    assert classifier.classify("engine").cluster == 1
+
+
+def test_words_count_as_often_as_they_occur_and_as_much_as_they_weigh(classifier):
+    assert classifier.classify("engine pear").cluster == 0
+    assert classifier.classify("engine engine engine engine engine pear").cluster == 1
+
+
+def test_distances_are_squared_and_from_the_unit_vector(classifier):
+    found = classifier.classify("pear pear")
+    assert found.distances2.dtype == np.float32
+    assert found.distances2 == pytest.approx([0.1**2 + 0.1**2, 0.8**2 + 0.6**2], abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", "?", "hi", "東京", "unknown words only", "1 + 1 = 2", "noise"])
+def test_a_text_with_no_known_direction_has_no_cluster(classifier, text):
+    found = classifier.classify(text)
+    assert found.cluster is None
+    assert found.distances2 == pytest.approx([0.82, 0.40])
+
+
+def test_a_short_centre_can_win_although_another_points_more_along_the_text():
+    classifier = Classifier(["a1"], np.array([[1.0, 0.0]]), np.array([[0.5, 0.0], [0.9, 0.8]]))
+    assert classifier.classify("a1").cluster == 0
+
+
+def test_the_lower_number_wins_a_tie():
+    classifier = Classifier(["word"], np.array([[1.0]]), np.array([[0.5], [0.5]]))
+    assert classifier.classify("word").cluster == 0
+
+
+def test_a_text_changes_nothing_for_the_next_one(classifier):
+    before = classifier.classify("hi").distances2.copy()
+    classifier.classify("apple")
+    assert np.array_equal(classifier.classify("hi").distances2, before)
+
+
+def test_clusters_are_counted(classifier):
+    assert classifier.num_clusters == 2
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows", "centres"),
+    [
+        (VOCABULARY[:3], ROWS, CENTRES),
+        (("apple", "apple", "engine", "noise"), ROWS, CENTRES),
+        (VOCABULARY, ROWS, CENTRES[:, :1]),
+        (VOCABULARY, ROWS[0], CENTRES),
+        (VOCABULARY, ROWS, CENTRES[:0]),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(vocabulary, rows, centres):
+    with pytest.raises(InputError, match="Fit it again"):
+        Classifier(vocabulary, rows, centres)

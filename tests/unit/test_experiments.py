@@ -1,0 +1,78 @@
+"""Every shipped experiment composes, is named after its file, fits its cluster and survives being saved."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from erhpc.composition import CONF_DIRECTORY, compose_experiment, to_config, to_yaml
+from erhpc.config import ExperimentConfig
+from erhpc.errors import ConfigError
+from tests.unit.experiments import EXPERIMENTS, GPU_CLUSTER, LAPTOP, compose, plan
+
+PAPER_LEVELS = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 700, 1000]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_named_after_its_file_and_opens_with_its_own_command(name):
+    lines = (CONF_DIRECTORY / "experiment" / f"{name}.yaml").read_text().splitlines()
+
+    assert lines[0] == "# @package _global_"
+    assert lines[1] == f"# python -m erhpc.launch +experiment={name}"
+    assert compose(name).name == name
+
+
+@pytest.mark.parametrize("site", [LAPTOP, GPU_CLUSTER], ids=["laptop", "gpu_cluster"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_fits_its_cluster(name, site):
+    planned = plan(name, site=site)
+
+    assert planned.replicas
+    assert planned.gpus_per_node <= planned.experiment.cluster.gpus_per_node
+    assert all(replica.memory.kv_capacity_tokens >= 2048 for replica in planned.replicas)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_saved_configuration_reads_back_as_the_same_experiment(name):
+    composed = compose_experiment([f"+experiment={name}"])
+    schema = OmegaConf.structured(ExperimentConfig)
+
+    again = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(to_yaml(composed))))
+
+    assert again == to_config(composed, ExperimentConfig)
+
+
+def test_the_paper_s_experiments_use_the_paper_s_levels():
+    for name in EXPERIMENTS:
+        if name not in ("quickstart", "vllm_cpu_tiny"):
+            assert compose(name).workload.users == PAPER_LEVELS
+
+
+@pytest.mark.parametrize("group", ["expert", "engine", "router", "placement", "workload", "cluster"])
+def test_every_choice_of_every_group_composes(group):
+    for path in (CONF_DIRECTORY / group).glob("*.yaml"):
+        key = "/expert@experts.extra" if group == "expert" else group
+        override = f"+expert@experts.extra={path.stem}" if group == "expert" else f"{key}={path.stem}"
+        more = ["router=round_robin"] if group == "expert" else []
+        if override == "router=none":
+            continue  # needs a single replica; the baselines compose it
+        assert compose("quickstart", override, *more).experts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["router.policy=fastest"], ["router.policy", "fastest", "cluster, round_robin"]),
+        (["workload.users=[]"], ["workload.users", "[1,10,100]"]),
+        (["router.default_expert=poet"], ["default_expert", "poet", "expert_0"]),
+        (["cluster.ports=[9]"], ["cluster.ports", "[first,last]"]),
+        (["router=none"], ["exactly one replica", "4"]),
+        (["+foo=1"], ["foo", "no such key", "workload"]),
+        (["experts.expert_0.quantization=int3"], ["quantization", "int3", "awq"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_allowed(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        compose("quickstart", *overrides)
+
+    assert all(word in str(caught.value) for word in words)

@@ -1,0 +1,132 @@
+"""What a fit makes of small corpora written here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from erhpc.config import FitConfig
+from erhpc.corpus.prompts import Prompt
+from erhpc.errors import InputError
+from erhpc.routing.artefact import read_artefact, read_metadata
+from erhpc.routing.fitting import fit, fit_to, learn_space, reference_clusters
+
+FRUIT = ["apple pear plum", "pear plum cherry", "apple cherry pear", "plum apple cherry pear"]
+ENGINES = ["engine piston valve", "valve engine gear", "piston gear engine", "gear valve piston engine"]
+TEXTS = FRUIT + ENGINES
+DOMAINS = ["fruit"] * 4 + ["engines"] * 4
+
+
+def settings(**changes):
+    return FitConfig(**{"clusters": 2} | changes)
+
+
+def cluster_of(fitted, text):
+    return fitted.classifier.classify(text).cluster
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_texts_on_one_matter_share_a_cluster(balanced, seed):
+    fitted = fit(TEXTS, settings(balanced=balanced, seed=seed), DOMAINS)
+    assert {cluster_of(fitted, text) for text in FRUIT}.isdisjoint(cluster_of(fitted, text) for text in ENGINES)
+    assert fitted.shares == (0.5, 0.5)
+    assert fitted.purity == 1
+
+
+def test_clusters_are_described_by_their_words_and_domain():
+    fitted = fit(TEXTS, settings(), DOMAINS)
+    fruit = fitted.clusters[cluster_of(fitted, "apple")]
+    assert set(fruit.top_terms) == {"apple", "pear", "plum", "cherry"}
+    assert (fruit.domain, fruit.purity) == ("fruit", 1)
+
+
+def test_purity_counts_the_prompts_of_the_commonest_domain_and_skips_unlabelled_ones():
+    fitted = fit(TEXTS, settings(), ["fruit", "fruit", "music", "", *["engines"] * 4])
+    fruit = fitted.clusters[cluster_of(fitted, "apple")]
+    assert fruit.purity == pytest.approx(2 / 3)
+    assert fitted.purity == pytest.approx(6 / 7)
+
+
+def test_a_corpus_without_domains_has_no_purity():
+    fitted = fit(TEXTS, settings())
+    assert fitted.purity is None
+    assert {cluster.domain for cluster in fitted.clusters} == {None}
+
+
+def test_prompts_with_no_known_word_belong_to_no_cluster_and_are_counted():
+    fitted = fit([*TEXTS, "the of and", "1 + 1 = 2"], settings(), [*DOMAINS, "math", "math"])
+    assert fitted.zero_share == pytest.approx(0.2)
+    assert sum(fitted.shares) == pytest.approx(0.8)
+    assert {cluster.domain for cluster in fitted.clusters} == {"fruit", "engines"}
+
+
+def test_numbers_and_stop_words_are_no_part_of_the_vocabulary():
+    fitted = fit(["the 12 apples", "a 3rd engine of 1984"], settings())
+    assert fitted.classifier.vocabulary == ("apples", "engine")
+
+
+def test_the_vocabulary_keeps_the_words_that_most_prompts_have():
+    texts = ["apple apple apple apple apple", "pear engine", "engine pear", "pear valve"]
+    assert fit(texts, settings(max_vocabulary=2)).classifier.vocabulary == ("engine", "pear")
+
+
+def test_dimensions_shrink_to_what_a_small_corpus_has():
+    assert fit(TEXTS, settings(dimensions=100)).classifier.rows.shape == (8, 8)
+    assert fit(TEXTS, settings(dimensions=3)).classifier.rows.shape == (8, 3)
+
+
+def test_a_single_cluster_takes_everything():
+    assert fit(["apple pear"] * 3, settings(clusters=1)).shares == (1,)
+
+
+def test_the_same_seed_gives_the_same_classifier_and_another_seed_another():
+    texts = [" ".join(np.random.default_rng(n).choice(TEXTS, 3)) for n in range(40)]
+    first, second, other = (fit(texts, settings(clusters=5, seed=seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first.classifier.centres, second.classifier.centres)
+    assert first.corpus_sha256 == second.corpus_sha256
+    assert not np.array_equal(first.classifier.centres, other.classifier.centres)
+
+
+def test_the_corpus_hash_sees_where_a_prompt_ends():
+    hashes = {fit(texts, settings()).corpus_sha256 for texts in (["apple b", "engine"], ["apple", "b engine"])}
+    assert len(hashes) == 2
+
+
+def test_shares_are_those_of_the_served_classifier():
+    texts = [*TEXTS, *FRUIT, *FRUIT]
+    fitted = fit(texts, settings(clusters=3, balanced=True))
+    served = [cluster_of(fitted, text) for text in texts]
+    assert fitted.shares == tuple(served.count(cluster) / len(texts) for cluster in range(3))
+
+
+def test_the_served_classifier_agrees_with_the_reference_on_mixed_texts():
+    fitted, space = fit(TEXTS, settings(dimensions=3)), learn_space(TEXTS, settings(dimensions=3))
+    texts = [*TEXTS, "apple engine engine", "Pear! 12 valves, a valve", "", "unknown", "gear gear plum plum plum"]
+    assert reference_clusters(space, fitted.classifier.centres, texts) == [cluster_of(fitted, text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("texts", "clusters", "message"),
+    [
+        ([], 2, "has no prompts"),
+        (["apple", "pear"], 3, "has only 2 prompts. Use a larger corpus or fewer clusters"),
+        (["the", "1 2 3", ""], 2, "0 different words, .* at least 2 are needed"),
+        (["apple", "Apple", ""], 2, "1 different words, .* at least 2 are needed"),
+        (["apple pear", "pear apple", "Pear, apple!"], 2, "only 1 prompts whose known words differ"),
+    ],
+)
+def test_a_corpus_that_does_not_do_is_refused_with_a_remedy(texts, clusters, message):
+    with pytest.raises(InputError, match=message):
+        fit(texts, settings(clusters=clusters))
+
+
+def test_prompts_are_fitted_and_written_in_one_go(tmp_path):
+    prompts = [Prompt(str(n), domain, text) for n, (domain, text) in enumerate(zip(DOMAINS, TEXTS, strict=True))]
+    fitted = fit_to(tmp_path / "router", prompts, settings())
+    assert read_artefact(tmp_path / "router").vocabulary == fitted.classifier.vocabulary
+    assert read_metadata(tmp_path / "router").purity == fitted.purity == 1
+
+
+def test_prompts_without_labels_are_fitted_without_domains(tmp_path):
+    assert fit_to(tmp_path / "router", [Prompt(text, "", text) for text in TEXTS], settings()).purity is None

@@ -1,0 +1,160 @@
+"""What the gateway reads of a body, what it forwards, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, unavailable, unknown_model
+from erhpc.gateway.metrics import Metrics
+from erhpc.gateway.replicas import Replica, find_missing_experts
+from erhpc.gateway.requests import choose_request_id, parse_inquiry
+from erhpc.plan.specs import Endpoint
+
+
+def chat(*messages, **fields):
+    return json.dumps({"model": "auto", "messages": list(messages), **fields}).encode()
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def routed(api, raw, which="last_user", limit_chars=8192):
+    return parse_inquiry(api, raw).routed_text(which, limit_chars)
+
+
+TALK = chat(turn("system", "be kind"), turn("user", "one"), turn("assistant", "two"), turn("user", "three"))
+
+
+def test_the_last_user_turn_is_routed():
+    assert routed("chat", TALK) == "three"
+
+
+def test_all_turns_are_routed_when_asked_for():
+    assert routed("chat", TALK, "all") == "be kind\none\ntwo\nthree"
+
+
+def test_a_chat_without_a_user_turn_is_routed_by_all_turns():
+    assert routed("chat", chat(turn("system", "be kind"), turn("assistant", None))) == "be kind\n"
+
+
+def test_text_parts_are_routed_and_other_parts_are_not():
+    parts = [{"type": "text", "text": "what is"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    assert routed("chat", chat(turn("user", [*parts, {"type": "text", "text": "this?"}]))) == "what is\nthis?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"), [("hello", "hello"), (["a", "b"], "a\nb"), ([1, 2], ""), ([[1, 2], [3]], ""), ([], "")]
+)
+def test_completion_prompts_are_routed_and_token_numbers_are_not(prompt, text):
+    assert routed("completions", json.dumps({"model": "auto", "prompt": prompt}).encode()) == text
+
+
+def test_routed_text_is_cut_at_the_limit():
+    assert routed("chat", chat(turn("user", "abcdef")), limit_chars=4) == "abcd"
+
+
+def test_a_body_that_names_the_served_model_is_forwarded_byte_for_byte():
+    raw = b'{ "model" : "math" ,\n "prompt":"x", "prompt":"y"}'
+    assert parse_inquiry("completions", raw).body_for("math") is raw
+
+
+def test_only_the_model_name_is_rewritten():
+    raw = b'{"seed":1.50e0,"model":"auto","messages":[ {"role":"user","content":"\\u00e9"} ],"x":{"b":-0,"a":[]}}'
+    forwarded = parse_inquiry("chat", raw).body_for("llama")
+    assert forwarded == raw.replace(b'"auto"', b'"llama"')
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(
+    st.dictionaries(
+        st.text(max_size=8).filter(lambda name: name not in {"model", "prompt", "stream"}),
+        st.recursive(
+            st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), st.lists
+        ),
+    )
+)
+def test_unknown_fields_survive_the_rewriting(extra):
+    raw = json.dumps({**extra, "model": "auto", "prompt": "x"}).encode()
+    assert json.loads(parse_inquiry("completions", raw).body_for("llama")) == {**json.loads(raw), "model": "llama"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "message", "param"),
+    [
+        (b"", "no JSON", None),
+        (b"{", "no JSON", None),
+        (b"\xff{}", "no JSON", None),
+        (b'{"model":"auto","messages":[{"role":"user","content":"\xff"}]}', "no JSON", None),
+        (b'{"model":"auto","x":"\xff","messages":[{"role":"user"}]}', "no JSON", None),
+        (b'{"model":"auto","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "Expected", "messages[0]"),
+        (b'{"model":"auto","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply", None),
+        (b"[]", "Expected `object`", None),
+        (b'{"messages":[{"role":"user"}]}', "missing required field", "model"),
+        (b'{"model":"auto"}', "missing required field", "messages"),
+        (b'{"model":"auto","messages":[]}', "length >= 1", "messages"),
+        (b'{"model":7,"messages":[{"role":"user"}]}', "Expected `str`", "model"),
+        (b'{"model":"auto","messages":"hi"}', "Expected `array`", "messages"),
+        (b'{"model":"auto","messages":[{"role":"user","content":5}]}', "got `int`", "messages[0].content"),
+        (b'{"model":"auto","messages":[{"content":"x"}]}', "missing required field", "messages[0].role"),
+        (b'{"model":"auto","messages":[{"role":"user"}],"stream":"yes"}', "Expected `bool", "stream"),
+    ],
+)
+def test_a_malformed_chat_is_refused_with_what_is_wrong_and_where(raw, message, param):
+    with pytest.raises(ApiError, match=message.replace("|", r"\|")) as caught:
+        parse_inquiry("chat", raw)
+    assert caught.value.status == 400
+    assert caught.value.param == param
+
+
+def test_a_completion_without_a_prompt_is_refused():
+    with pytest.raises(ApiError, match="prompt"):
+        parse_inquiry("completions", b'{"model":"auto"}')
+
+
+@pytest.mark.parametrize("given_id", ["a", "req-1.2:3_4", "x" * 128])
+def test_a_sane_request_id_is_kept(given_id):
+    assert choose_request_id(given_id) == given_id
+
+
+@pytest.mark.parametrize("given_id", [None, "", "x" * 129, "a b", "a\n", "é", "a;b"])
+def test_any_other_request_id_is_replaced_by_a_new_one(given_id):
+    first, second = choose_request_id(given_id), choose_request_id(given_id)
+    assert len({first, second, given_id}) == 3
+    assert len(first) == 32
+
+
+def test_errors_have_openais_shape():
+    error = json.loads(unknown_model("law", ["auto", "math"]).body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "model", "model_not_found")
+    assert error["message"] == "The model 'law' does not exist. Allowed: auto, math."
+
+
+def test_errors_of_replicas_are_server_errors():
+    for error in (unavailable("math"), unavailable(None), ReplicaError(502, "gone", Outcome.BROKEN)):
+        assert json.loads(error.body)["error"]["type"] == "server_error"
+
+
+def test_experts_without_a_live_replica_are_missing():
+    replicas = [Replica(Endpoint(replica=f"r{n}", expert=e, model="m", url="")) for n, e in enumerate("abab")]
+    assert find_missing_experts(replicas) == []
+    replicas[0].live = replicas[1].live = replicas[2].live = False
+    assert find_missing_experts(replicas) == ["a"]
+
+
+def test_metrics_are_written_in_prometheus_text_with_escaped_labels():
+    metrics = Metrics()
+    metrics.requests['a"b', "r\\0", Outcome.OK] += 2
+    metrics.add_classification(1500, default_used=True)
+    lines = metrics.render([Replica(Endpoint(replica="r", expert="e", model="m", url=""))]).splitlines()
+    assert r'erhpc_requests_total{expert="a\"b",replica="r\\0",outcome="ok"} 2' in lines
+    assert 'erhpc_in_flight{replica="r"} 0' in lines
+    assert "erhpc_default_expert_total 1" in lines
+    assert "erhpc_classify_seconds_sum 0.000001500" in lines
+    assert "erhpc_classify_seconds_count 1" in lines
+    assert all(line.startswith(("#", "erhpc_")) for line in lines)

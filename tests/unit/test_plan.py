@@ -1,0 +1,198 @@
+"""Plans: placement, memory, ports, commands, durations, and what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erhpc.config import ArchitectureConfig, ExpertConfig, PlacementConfig
+from erhpc.errors import ConfigError, PlacementError
+from erhpc.plan.gpus import GPUS
+from erhpc.plan.memory import compute_weights_bytes, count_linear_weights, fit_memory
+from erhpc.plan.placeholders import Bindings
+from erhpc.plan.placement import Leg, place_replicas
+from erhpc.plan.plan import plan_from_json
+from erhpc.plan.ports import build_port_map
+from erhpc.plan.site import Site
+from tests.unit.experiments import EXPERIMENTS, GPU_CLUSTER, compose, plan
+
+
+def expert(tensor_parallel=1, replicas=1, **settings):
+    shape = ArchitectureConfig(
+        num_layers=32,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_attention_heads=32,
+        num_kv_heads=8,
+        vocab_size=128256,
+    )
+    return ExpertConfig(model="m", architecture=shape, tensor_parallel=tensor_parallel, replicas=replicas, **settings)
+
+
+def place(experts, strategy="packed", nodes=None, gpus_per_node=8, max_nodes=4):
+    placement = PlacementConfig(strategy=strategy, nodes=nodes)
+    return place_replicas(experts, placement, gpus_per_node=gpus_per_node, max_nodes=max_nodes, on_gpus=True)
+
+
+def test_llama_weights_and_kv_room_agree_with_published_figures():
+    assert count_linear_weights(expert().architecture) == pytest.approx(6.979e9, rel=1e-3)
+    assert compute_weights_bytes(expert()) == pytest.approx(16.06e9, rel=1e-2)
+    assert compute_weights_bytes(expert(quantization="awq")) == pytest.approx(5.73e9, rel=1e-2)
+    # 70B on four H100: 30,425 blocks of 16 tokens were measured.
+    seventy = plan("llama3_70b_tp4", "cluster.gpu=h100_80").replicas[0]
+    assert seventy.memory.kv_capacity_tokens / 16 == pytest.approx(30425, rel=0.01)
+
+
+def test_packed_fills_a_node_before_the_next_and_spread_takes_the_emptiest():
+    experts = {"a": expert(4), "b": expert(4)}
+
+    num_packed, packed = place(experts)
+    num_spread, spread = place(experts, "spread", nodes=2)
+
+    assert (num_packed, [r.legs for r in packed]) == (1, [(Leg(0, (0, 1, 2, 3)),), (Leg(0, (4, 5, 6, 7)),)])
+    assert (num_spread, [r.legs[0].node for r in spread]) == (2, [0, 1])
+
+
+def test_one_per_node_gives_every_replica_a_node_of_its_own():
+    num_nodes, placed = place({"a": expert(1, replicas=3)}, "one_per_node")
+
+    assert num_nodes == 3
+    assert [replica.legs[0].node for replica in placed] == [0, 1, 2]
+
+
+def test_a_replica_larger_than_a_node_gets_whole_nodes():
+    num_nodes, placed = place({"big": expert(16), "small": expert(2)})
+
+    assert num_nodes == 3
+    assert [(leg.node, len(leg.gpus)) for leg in placed[0].legs] == [(0, 8), (1, 8)]
+    assert placed[1].legs[0].node == 2
+
+
+@given(
+    sizes=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=12),
+    strategy=st.sampled_from(["packed", "spread", "one_per_node"]),
+)
+def test_no_gpu_is_held_twice_and_every_replica_is_placed(sizes, strategy):
+    experts = {f"e{index}": expert(size) for index, size in enumerate(sizes)}
+
+    num_nodes, placed = place(experts, strategy, max_nodes=len(sizes))
+
+    held = [(leg.node, gpu) for replica in placed for leg in replica.legs for gpu in leg.gpus]
+    assert len(held) == len(set(held)) == sum(sizes)
+    assert {node for node, _ in held} <= set(range(num_nodes))
+    assert [replica.expert for replica in placed] == list(experts)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["experts.expert_0.tensor_parallel=3"], ["expert_0", "64 attention heads", "1, 2, 4, 8"]),
+        (["experts.expert_0.tensor_parallel=1"], ["expert_0", "GiB missing", "tensor_parallel"]),
+        (["experts.expert_0.replicas=9"], ["GPUs missing", "cluster.max_nodes"]),
+        (["cluster.gpus_per_node=4", "experts.expert_0.tensor_parallel=8", "cluster.max_nodes=1"], ["do not fit"]),
+        (["cluster.gpus_per_node=6", "experts.expert_0.tensor_parallel=8"], ["multiple", "6"]),
+        (["cluster.ports=[20000,20002]"], ["20000", "needs 4", "[20000,32000]"]),
+        (["cluster.gpu=tpu"], ["tpu", "a100_80"]),
+        (["cluster.time_limit_min=5"], ["time_limit_min=5", "measure_s"]),
+        (["placement=spread", "placement.nodes=9"], ["placement.nodes=9", "cluster.max_nodes"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_is_missing_and_what_to_change(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        plan("llama3_70b_tp4", *overrides)
+
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_auto_takes_vllm_on_slurm_where_gpus_are_and_says_so():
+    planned = plan("llama3_70b_tp4", site=GPU_CLUSTER)
+
+    assert (planned.cluster, planned.engine, planned.requests_gpus) == ("slurm", "vllm", True)
+    assert any("engine=auto took vllm" in notice for notice in planned.notices)
+    assert planned.gpu_hours(3600) == 8
+
+
+def test_auto_takes_emulated_experts_elsewhere_and_says_so_loudly():
+    planned = plan("llama3_70b_tp4")
+
+    assert (planned.cluster, planned.engine, planned.requests_gpus) == ("local", "emulated", False)
+    assert any("EMULATED" in notice for notice in planned.notices)
+    assert planned.gpu_hours(3600) == 0
+
+
+def test_vllm_without_a_gpu_on_this_machine_is_refused():
+    with pytest.raises(ConfigError, match="engine=vllm_cpu"):
+        plan("llama3_70b_tp4", "engine=vllm", site=Site())
+
+
+def test_a_server_across_nodes_has_one_command_per_node_and_one_rendezvous():
+    planned = plan(
+        "baseline_llama3_70b_tp8", "experts.baseline.tensor_parallel=16", "cluster.max_nodes=2", site=GPU_CLUSTER
+    )
+
+    head, leg = [process for process in planned.processes if process.kind == "expert"]
+    assert (head.node, leg.node) == (0, 1)
+    assert "--headless" in leg.argv
+    assert "--headless" not in head.argv
+    assert head.ready is not None
+    assert leg.ready is None
+    assert "VLLM_PORT" not in head.environment
+
+
+def test_users_of_a_baseline_talk_to_its_replica_and_others_to_the_gateway():
+    baseline, routed = plan("baseline_llama3_70b_tp4"), plan("llama3_70b_tp4")
+
+    assert baseline.gateway is None
+    assert baseline.client(0).spec["direct"]["replica"] == "baseline-0"
+    assert routed.gateway is not None
+    assert routed.client(0).spec["direct"] is None
+    assert routed.client(0).spec["model"] == "auto"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_two_processes_of_a_run_share_a_port_and_no_key_is_on_a_command_line(name):
+    planned = plan(name, site=GPU_CLUSTER)
+
+    taken = [port for process in planned.processes for port in process.ports]
+    assert len(taken) == len(set(taken))
+    assert all(0 < port < planned.ports.width for port in taken)
+    assert not any("key" in word for process in planned.processes for word in process.argv)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_plan_reads_back_from_json_as_it_was(name):
+    planned = plan(name, site=GPU_CLUSTER)
+
+    assert plan_from_json(planned.to_json()) == planned
+
+
+def test_the_band_of_a_job_follows_its_number_and_wraps_around():
+    ports = build_port_map([20000, 20099], num_replicas=8, engine_ports=0)
+
+    bands = list(ports.bands_for(23))
+
+    assert ports.width == 10
+    assert bands[0] == 3
+    assert sorted(bands) == list(range(10))
+    assert ports.base(bands[0]) == 20030
+
+
+def test_placeholders_are_filled_and_other_braces_stay():
+    bindings = Bindings("/r", "/t", ["10.0.0.1", "10.0.0.2"], 20000)
+
+    filled = bindings.fill('{"a": {"b": 1}, "url": "http://{address1}:{port12}/", "run": "{run}/{tmp}"}')
+
+    assert filled == '{"a": {"b": 1}, "url": "http://10.0.0.2:20012/", "run": "/r//t"}'
+
+
+def test_a_model_that_leaves_no_room_for_one_sequence_does_not_fit():
+    with pytest.raises(PlacementError, match="GiB missing"):
+        fit_memory("math", expert(max_model_len=2_000_000), GPUS["a100_40"])
+
+
+def test_a_longer_sweep_asks_for_a_longer_walltime():
+    short, long = plan("quickstart"), plan("quickstart", "workload.users=[1,2,3,4,5,6,7,8]")
+
+    assert long.walltime_s > short.walltime_s > short.expected_s
+    assert compose("quickstart").workload.measure_s * 4 < short.expected_s

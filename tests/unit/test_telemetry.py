@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from erhpc.results.telemetry import INTERVAL_S, LoopLag, TimedValues
+
+
+def test_a_quantile_counts_only_values_since_the_given_time():
+    values = TimedValues(1000)
+    for second in range(100):
+        values.add(second, float(second))
+
+    assert values.quantile(0.99, since_s=0) == 98
+    assert values.quantile(0.5, since_s=90) == 94
+    assert values.quantile(0.99, since_s=1000) == 0.0
+
+
+def test_the_oldest_values_go_when_the_ring_is_full():
+    values = TimedValues(10)
+    for second in range(25):
+        values.add(second, float(second))
+
+    assert values.quantile(0.0, since_s=0) == 15
+    assert values.quantile(1.0, since_s=0) == 24
+
+
+class LateClock:
+    """A clock whose sleeps end late by the given seconds, one after the other, and then never end."""
+
+    def __init__(self, *lags_s) -> None:
+        self.now_s = 100.0
+        self.is_spent = asyncio.Event()
+        self._lags_s = list(lags_s)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def sleep(self, delay_s):
+        if not self._lags_s:
+            self.is_spent.set()
+            await asyncio.Event().wait()
+        self.now_s += max(delay_s, 0) + self._lags_s.pop(0)
+
+
+async def lag_after(*lags_s):
+    clock = LateClock(*lags_s)
+    lag = LoopLag(clock=clock, sleep=clock.sleep)
+    lag.start()
+    await clock.is_spent.wait()
+    await lag.stop()
+    return lag
+
+
+async def test_a_loop_in_time_has_no_lag():
+    lag = await lag_after(*[0.0] * 100)
+
+    assert lag.p99_s(10) == pytest.approx(0, abs=1e-9)
+
+
+async def test_a_stall_weighs_in_the_percentile_by_its_length():
+    lag = await lag_after(*[0.0] * 400, 0.5, *[0.0] * 400)
+
+    assert 0.4 < lag.p99_s(10) <= 0.5
+
+
+async def test_the_window_forgets_an_older_stall():
+    lag = await lag_after(0.5, *[0.0] * 400)
+
+    assert lag.p99_s(2) < INTERVAL_S
+
+
+async def test_lag_that_was_never_started_is_zero_and_can_be_stopped():
+    lag = LoopLag()
+    await lag.stop()
+
+    assert lag.p99_s(10) == 0.0
