@@ -30,10 +30,10 @@ build() {
   # Compiled once, on all cores: every server starts three processes that import thousands of modules. A few files
   # of torch's own tests are for newer Pythons and do not compile, which is no failure.
   "$folder/bin/python" -m compileall -qq -j 0 "$folder/lib" > /dev/null || true
-  "$folder/bin/python" -c 'import vllm.entrypoints.openai.engine.protocol' > /dev/null 2>&1 || {
-    echo "vLLM was installed in $folder but cannot be imported. Try: $folder/bin/python -c 'import vllm'" >&2
+  if ! "$folder/bin/python" -W ignore -c 'import vllm.entrypoints.openai.api_server' > /dev/null; then
+    echo "vLLM was installed in $folder but cannot be imported." >&2
     return 1
-  }
+  fi
   printf '%s\n' "$digest" > "$stamp"
 }
 

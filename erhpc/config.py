@@ -140,6 +140,8 @@ class RouterConfig:
     """JSONL file to fit on when artefact is None; `demo` is the one erhpc ships."""
     balanced: bool = False
     """Fit balanced k-means instead of plain."""
+    dimensions: int = 100
+    """Dimensions of the truncated SVD when fitting; a small corpus supports fewer."""
     default_expert: str | None = None
     """Expert for prompts with no known word; None: the first one."""
     text: str = "last_user"
@@ -151,6 +153,7 @@ class RouterConfig:
         require_choice("router.policy", self.policy, POLICIES)
         require_choice("router.text", self.text, ROUTED_TEXTS)
         require_range("router.text_limit_chars", self.text_limit_chars, 1)
+        require_range("router.dimensions", self.dimensions, 1)
 
 
 @dataclass

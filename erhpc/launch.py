@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 
 from erhpc.cluster.following import follow_or_cancel
 from erhpc.cluster.observation import observe_site
-from erhpc.cluster.outcome import conclude
 from erhpc.cluster.preparation import prepare_run
 from erhpc.cluster.submission import submit
 from erhpc.composition import is_multirun, verb
 from erhpc.config import ExperimentConfig
 from erhpc.console import open_console
+from erhpc.outcome import conclude
 from erhpc.plan.building import build_plan
 from erhpc.plan.rendering import draw_notices
 from erhpc.plan.site import decide_setting

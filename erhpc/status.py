@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from erhpc.cluster.following import follow
-from erhpc.cluster.outcome import conclude
 from erhpc.cluster.queue import cancel, query_state
 from erhpc.cluster.status import read_status
 from erhpc.cluster.submission import read_job
 from erhpc.cluster.view import LineView
 from erhpc.console import open_console
 from erhpc.errors import ErhpcError
+from erhpc.outcome import conclude
 from erhpc.results.paths import RunPaths
 
 EXIT_USER_ERROR = 2

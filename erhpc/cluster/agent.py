@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from erhpc.plan.placeholders import Bindings
 from erhpc.plan.plan import Plan, PlannedProcess
 from erhpc.results.atomic import write_atomically
 from erhpc.results.paths import RunPaths
+from erhpc.results.provenance import collect_provenance
 
 SIGNAL_GRACE_S = 0.5
 """A scancel reaches the children too; an exit this close to our own signal is no failure of theirs."""
@@ -111,9 +111,8 @@ class NodeAgent:
             await self._link.close()
 
     def _introduce(self) -> Hello:
-        facts: dict[str, Any] = {
-            "hostname": socket.gethostname(),
-            "cpus": len(os.sched_getaffinity(0)),
+        facts = collect_provenance() | {
+            "address": self._address,
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }
         return Hello(

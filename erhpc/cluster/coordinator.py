@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from erhpc.plan.placeholders import Bindings
 from erhpc.plan.plan import Plan, PlannedLevel, PlannedProcess
 from erhpc.results.atomic import write_atomically
 from erhpc.results.paths import RunPaths
+from erhpc.results.provenance import add_to_manifest
 
 GATHER_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
@@ -105,6 +107,7 @@ class Coordinator:
                 f"no port band is free on every node: tried {len(bands)} bands of {self._plan.ports.width} ports "
                 f"within {self._plan.ports.first}..{self._plan.ports.last}. Choose other cluster.ports."
             )
+        add_to_manifest(self._run.manifest, nodes={hello.node: hello.facts for hello in hellos})
         self._addresses = [hello.address for hello in hellos]
         if network.is_loopback(self._addresses[0]):
             # Rank 0 may know itself as loopback only; the others know the address they reached it by.
@@ -184,9 +187,9 @@ class Coordinator:
         if failure is not None:
             raise ProcessError(failure)
 
-    async def _unless_interrupted(self, work: contextlib.AbstractAsyncContextManager[None] | object) -> None:
+    async def _unless_interrupted(self, work: Coroutine[Any, Any, None]) -> None:
         """Await `work`, but give up as soon as the run is interrupted."""
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        task = asyncio.create_task(work)
         stop = asyncio.create_task(self.crew.wait_for(lambda: self.crew.interrupted or bool(self.crew.lost)))
         await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()

@@ -10,6 +10,9 @@ import secrets
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from erhpc.config import ExperimentConfig, FitConfig
 from erhpc.corpus.prompts import demo_text, read_prompts
@@ -20,6 +23,7 @@ from erhpc.results import store
 from erhpc.results.atomic import write_atomically
 from erhpc.results.paths import RunPaths
 from erhpc.results.provenance import collect_provenance, write_manifest
+from erhpc.results.record import SCHEMA_VERSION
 from erhpc.routing.artefact import read_artefact
 from erhpc.routing.fitting import fit_to
 
@@ -75,9 +79,25 @@ def _fill(plan: Plan, yaml: str, run: RunPaths) -> None:
     if plan.engine == "vllm":
         _write_models(experiment, run)
     store.empty_results(run)
-    write_manifest(
-        run.manifest, collect_provenance(experiment=experiment.name, engine=plan.engine, seed=experiment.seed)
-    )
+    write_manifest(run.manifest, _describe(plan, run))
+
+
+def _describe(plan: Plan, run: RunPaths) -> dict[str, Any]:
+    """The manifest as far as the submitting host knows it; rank 0 adds the nodes."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": plan.experiment.name,
+        "run_id": run.root.name,
+        "engine": plan.engine,
+        "cluster": plan.cluster,
+        "seed": plan.experiment.seed,
+        "num_gpus": plan.num_gpus,
+        "notices": plan.notices,
+        "config": msgspec.to_builtins(plan.experiment),
+        "plan": run.plan.name,
+        "submitted_from": collect_provenance(),
+        "nodes": {},
+    }
 
 
 def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:
@@ -92,6 +112,7 @@ def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:
             corpus=router.corpus,
             clusters=num_experts,
             balanced=router.balanced,
+            dimensions=router.dimensions,
             seed=experiment.seed,
             output=str(folder),
         )

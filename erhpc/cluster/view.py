@@ -77,12 +77,14 @@ class LineView:
 
     def show(self, status: RunStatus | None, queue: QueueState) -> None:
         """Print what is new since the last time."""
+        if status is not None:
+            self._show_news(status)
         state = describe_state(status, queue)
         if state != self._state:
             self._say(state)
             self._state = state
-        if status is None:
-            return
+
+    def _show_news(self, status: RunStatus) -> None:
         for name, replica in status.replicas.items():
             if replica.state == "ready" and name not in self._ready:
                 self._ready.add(name)

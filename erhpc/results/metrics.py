@@ -1,6 +1,7 @@
-"""The formulas: what TTFT, ITL, TPOT, E2E and throughput are, and when a level is not to be trusted.
+"""The formulas: what TTFT, ITL, TPOT, E2E and throughput are, and the row that sums up a level.
 
-Pure numpy on records. It knows no file and no table; a value that cannot be computed is None, never NaN.
+Pure numpy on records. It knows no file and no table, and judges nothing (`validity` does). A value that cannot be
+computed is None, never NaN.
 
 Two populations are kept apart. Latencies are over requests *sent* in the window (phase `measure`) that finished
 well, so that none is cut by the window's edge. Rates are over what *arrived* in the window, whenever it was sent,
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,20 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from erhpc.results.record import LEVEL_COLUMNS, ClientPart, LevelIdentity, RequestRecord
+from erhpc.results.validity import find_invalid_reasons
 
 NS_PER_S = 1e9
 NS_PER_US = 1000
 US_PER_S = 1e6
 QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p95", 0.95), ("p99", 0.99))
-
-MAX_FAILED_SHARE = 0.01
-MAX_CANCELLED_SHARE = 0.10
-MIN_USERS_HELD_SHARE = 0.90
-MISSING_USERS_TOLERATED = 0.5
-"""With few users the gap between two requests of one user weighs more than a tenth; half a user is no defect."""
-MAX_LAG_S = 0.010
-MAX_LAG_SHARE_OF_TTFT = 0.05
-LAGS = (("client_lag_p99_s", "client"), ("gateway_lag_p99_s", "gateway"), ("engine_lag_p99_s", "emulated-expert"))
 
 Floats = npt.NDArray[np.float64]
 
@@ -161,20 +154,6 @@ def summarise_level(
     return {column.name: row[column.name] for column in LEVEL_COLUMNS}
 
 
-def find_invalid_reasons(row: Mapping[str, Any], *, interrupted: bool, think_time_s: float = 0.0) -> list[str]:
-    """Why a level is not to be trusted, judged by its own numbers; empty if nothing speaks against it.
-
-    `row` needs the request counts, `users`, `users_held`, `ttft_p99_s` and the lags of LEVEL_COLUMNS. The limit of
-    10 ms of lag is what the client's own error may reach before it shows in TTFT; 5 % of TTFT where that is more.
-    """
-    reasons = ["interrupted"] if interrupted else []
-    reasons += _find_request_reasons(row["requests_ok"], row["requests_failed"], row["requests_cancelled"])
-    reasons += _find_lag_reasons(row)
-    if think_time_s == 0 and _lacks_users(row["users"], row["users_held"]):
-        reasons.append(f"users held {row['users_held']:.1f} of {row['users']}")
-    return reasons
-
-
 _RATES: tuple[Callable[[ClientPart], float | None], ...] = (
     users_held,
     requests_per_s,
@@ -208,30 +187,6 @@ def _summarise_latencies(records: list[RequestRecord]) -> dict[str, Any]:
         found = quantiles(latencies_s) or {}
         row |= {f"{name}_{key}_s": found.get(key) for key in ("mean", *dict(QUANTILES))}
     return row
-
-
-def _find_request_reasons(num_ok: int, num_failed: int, num_cancelled: int) -> Iterable[str]:
-    num_sent = num_ok + num_failed + num_cancelled
-    if not num_ok:
-        yield "no request sent in the window finished"
-    if num_failed > MAX_FAILED_SHARE * num_sent:
-        yield f"more than {MAX_FAILED_SHARE:.0%} of requests failed ({num_failed} of {num_sent})"
-    if num_cancelled > MAX_CANCELLED_SHARE * num_sent:
-        yield f"window too short: {num_cancelled / num_sent:.0%} of its requests were cut at the end"
-
-
-def _find_lag_reasons(row: Mapping[str, Any]) -> Iterable[str]:
-    limit_s = max(MAX_LAG_S, MAX_LAG_SHARE_OF_TTFT * (row["ttft_p99_s"] or 0.0))
-    for column, who in LAGS:
-        lag_s = row[column]
-        if lag_s is not None and lag_s > limit_s:
-            yield f"{who}-bound: event loop p99 lag {lag_s * 1000:.1f} ms > {limit_s * 1000:.1f} ms"
-
-
-def _lacks_users(num_users: int, num_held: float | None) -> bool:
-    if num_held is None:
-        return False
-    return num_users - num_held > max(MISSING_USERS_TOLERATED, (1 - MIN_USERS_HELD_SHARE) * num_users)
 
 
 def _finished_in_window(part: ClientPart) -> list[RequestRecord]:

@@ -52,6 +52,11 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
+def add_to_manifest(path: Path, **entries: Any) -> None:
+    """Set top-level entries of an existing manifest, atomically."""
+    write_manifest(path, msgspec.json.decode(path.read_bytes()) | entries)
+
+
 def find_package_versions(distribution: str = "erhpc") -> dict[str, str | None]:
     """Installed version of every package that `distribution` requires (extras left out); null if not installed."""
     try:

@@ -52,7 +52,11 @@ RECORD_COLUMNS: tuple[Column, ...] = (
         "microseconds between successive arrivals of tokens; one arrival may carry several",
     ),
     Column("tokens_in", "int32", "prompt tokens by the engine's usage, null if not reported"),
-    Column("tokens_out", "int32", "answer tokens by the engine's usage; the number of frames with text where it reports none"),
+    Column(
+        "tokens_out",
+        "int32",
+        "answer tokens by the engine's usage; frames with text where it reports none",
+    ),
     Column("max_tokens", "int32", "answer tokens asked for"),
     Column("status", "string", "ok, failed, or cancelled (cut at the end of the level)"),
     Column("http_status", "int32", "HTTP status, null if none came"),

@@ -363,6 +363,6 @@ def test_the_job_names_a_spec_it_cannot_read(tmp_path):
         check=False,
     )
 
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --spec")
+    assert done.returncode == 1
+    assert done.stderr.startswith("emulated_expert: error: --spec")
     assert "Traceback" not in done.stderr

@@ -98,7 +98,8 @@ def test_the_cause_is_found_behind_the_errors_it_led_to(log, expected):
 
 
 def test_what_pydantic_was_given_is_left_out():
-    log = "pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, too long. [type=value_error, input_value=ArgsKwargs(())]"
+    heading = "pydantic_core.ValidationError: 1 validation error for ModelConfig"
+    log = f"{heading}\n  Value error, too long. [type=value_error, input_value=ArgsKwargs(())]"
 
     assert first_error(log) == "ValueError: too long."
 

@@ -16,7 +16,7 @@ def conclude(status: RunStatus, run: RunPaths, console: Console) -> int:
     from erhpc.report.writing import write_report
 
     if status.levels:
-        write_report([run.root], run.report, console)
+        write_report([run], run.report, console)
     console.print(f"results: {run.records}\n         {run.levels}")
     if status.error:
         console.print(f"{status.state}: {status.error}", style="bold red", markup=False)

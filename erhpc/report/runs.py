@@ -1,0 +1,78 @@
+"""Which runs a report is about, and their levels as one data frame.
+
+It knows neither tables nor figures; the format of the files is `erhpc.results.store`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from erhpc.errors import InputError
+from erhpc.results.paths import RunPaths
+from erhpc.results.store import read_levels
+
+EMULATED = "emulated"
+MARK = "EMULATED: not measured on GPUs"
+"""What everything that shows an emulated result says."""
+
+
+def find_runs(folders: Iterable[Path]) -> list[RunPaths]:
+    """The runs that `folders` are, or that lie below them, each once, in the order given and then by name.
+
+    Raises:
+        InputError: a folder does not exist, or neither is nor contains a run.
+    """
+    runs: dict[Path, RunPaths] = {}
+    for folder in folders:
+        found = list(_find_below(folder))
+        if not found:
+            problem = "holds no run (no levels.parquet in it or below it)" if folder.is_dir() else "is no folder"
+            raise InputError(
+                f"{folder} {problem}. Give run folders, runs/<experiment>/<time>-<id>, or a folder of runs."
+            )
+        runs |= {run.root.resolve(): run for run in found}
+    return list(runs.values())
+
+
+def load_levels(runs: Sequence[RunPaths]) -> pd.DataFrame:
+    """The levels of all runs, one row each, with LEVEL_COLUMNS; runs that finished no level add none.
+
+    Raises:
+        InputError: no run has finished a level.
+        SchemaMismatch: another version of erhpc wrote a run.
+    """
+    frames = [frame for frame in (read_levels(run.root) for run in runs) if len(frame)]
+    if not frames:
+        names = ", ".join(str(run.root) for run in runs) or "nothing"
+        raise InputError(f"No levels in {names}. A run has its first level when its first number of users is done.")
+    return pd.concat(frames, ignore_index=True)
+
+
+def is_emulated(levels: pd.DataFrame) -> bool:
+    """Whether any of `levels` was served by the emulated engine, so that whatever shows them must say so."""
+    return bool((levels["engine"] == EMULATED).any())
+
+
+def is_all_emulated(levels: pd.DataFrame) -> bool:
+    """Whether none of `levels` was measured on a real engine."""
+    return bool((levels["engine"] == EMULATED).all())
+
+
+def name_series(experiment: str, engine: str) -> str:
+    """How a report calls the results of an experiment; emulated ones never look like measured ones."""
+    return f"{experiment} ({EMULATED})" if engine == EMULATED else experiment
+
+
+def _find_below(folder: Path) -> Iterator[RunPaths]:
+    if not folder.is_dir():
+        return
+    if RunPaths(folder).levels.exists():
+        yield RunPaths(folder)
+        return
+    for child in sorted(folder.iterdir()):
+        # A link such as runs/latest would show its run twice, or lead out of the folder.
+        if child.is_dir() and not child.is_symlink():
+            yield from _find_below(child)

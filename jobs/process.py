@@ -1,0 +1,83 @@
+"""What all of erhpc's own processes share: read the spec, run until done or told to stop, turn errors into exit codes.
+
+Exit code 0: done, or stopped by TERM or INT; 1, with one line on stderr: the spec or something it names is unusable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import uvloop
+
+from erhpc.errors import ErhpcError, InputError
+
+Spec = TypeVar("Spec")
+
+
+def run_job(
+    name: str, kind: type[Spec], work: Callable[[Spec, asyncio.Event], Awaitable[None]], arguments: list[str] | None
+) -> int:
+    """Run `work(spec, stop)` for `python -m jobs.<name> --spec FILE`; TERM and INT set `stop`. The exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}")
+    parser.add_argument("--spec", type=Path, required=True, help=f"{kind.__name__} as JSON, written by a plan")
+    try:
+        spec = read_spec(parser.parse_args(arguments).spec, kind)
+        raise_file_limit()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run_until_stopped(spec, work))
+    except ErhpcError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _run_until_stopped(spec: Spec, work: Callable[[Spec, asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await work(spec, stop)
+
+
+def read_spec(path: Path, kind: type[Spec]) -> Spec:
+    """The spec in `path`.
+
+    Raises:
+        InputError: the file cannot be read or holds no such spec.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--spec {path} is no readable {kind.__name__}: {error}. Give a file that a plan wrote."
+        ) from error
+
+
+def read_key(path: str | None) -> str | None:
+    """The bearer token in `path`, None if there is no path.
+
+    Raises:
+        InputError: the file is unreadable or empty: no server may stand open by accident.
+    """
+    if path is None:
+        return None
+    try:
+        key = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"key_file={path} cannot be read: {error.strerror}. Give a file with the key.") from error
+    if not key:
+        raise InputError(f"key_file={path} is empty. It must hold the key of the run.")
+    return key
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: every stream takes a socket or two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
