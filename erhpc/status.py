@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m erhpc.status", description=__doc__)
     parser.add_argument("run", nargs="+", type=Path, help="run folder that launch printed")
     parser.add_argument("--once", action="store_true", help="show where each run stands and return")
-    parser.add_argument("--cancel", action="store_true", help="cancel each run, then follow it to its end")
+    parser.add_argument("--cancel", action="store_true", help="cancel each run, then follow it to its end (unless --once)")
     options = parser.parse_args(arguments)
     console = open_console()
     try:
@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _attend(run: RunPaths, options: argparse.Namespace, console: Console) -> int:
     job = read_job(run)
     console.print(f"run: {run.root}")
+    if options.cancel:
+        cancel(job, run)
     if options.once:
         LineView(console).show(read_status(run.status), query_state(job, run))
         return 0
-    if options.cancel:
-        cancel(job, run)
     return conclude(follow(job, run, console), run, console)
 
 

@@ -116,13 +116,15 @@ class _Poller:
     async def poll(self, poll_s: float) -> None:
         async with aiohttp.ClientSession(trust_env=False) as session:
             while True:
-                self._keep(await probe(session, self.url, self.model, self.key, self._keep))
+                self.last = await probe(session, self.url, self.model, self.key, self._enter)
                 if self.last.is_ready:
                     return
                 await asyncio.sleep(poll_s)
 
-    def _keep(self, readiness: Readiness) -> None:
-        self.last = readiness
+    def _enter(self, trying: Readiness) -> None:
+        # What the last attempt at this stage was told says more than that another attempt has begun.
+        if trying.stage != self.last.stage:
+            self.last = trying
 
 
 async def _wait_for_death(is_alive: Callable[[], bool], poll_s: float) -> None:

@@ -89,8 +89,8 @@ async def test_waiting_ends_as_soon_as_the_server_becomes_healthy():
 
 async def test_time_out_names_the_last_stage():
     async with FakeExpert(healthy=False).run() as url:
-        with pytest.raises(ProcessError, match=r"math was not ready within 0\.1 s\. Last stage: health .*503"):
-            await wait_until_ready(url, "math", None, timeout_s=0.1, is_alive=lambda: True, poll_s=0.01)
+        with pytest.raises(ProcessError, match=r"math was not ready within 0\.5 s\. Last stage: health .*503"):
+            await wait_until_ready(url, "math", None, timeout_s=0.5, is_alive=lambda: True, poll_s=0.01)
 
 
 async def test_time_out_during_a_hanging_completion_names_that_stage():
@@ -98,7 +98,7 @@ async def test_time_out_during_a_hanging_completion_names_that_stage():
     expert.may_answer.clear()
     async with expert.run() as url:
         with pytest.raises(ProcessError, match="Last stage: completion"):
-            await wait_until_ready(url, "math", None, timeout_s=0.2, is_alive=lambda: True, poll_s=0.01)
+            await wait_until_ready(url, "math", None, timeout_s=0.5, is_alive=lambda: True, poll_s=0.01)
 
 
 async def test_a_process_that_dies_ends_the_waiting_at_once(closed_url):

@@ -22,7 +22,8 @@ from erhpc.config import ArchitectureConfig, ExpertConfig
 from erhpc.experts.engine_log import first_error
 from erhpc.experts.model_directory import write_model_directory
 from erhpc.experts.readiness import wait_until_ready
-from erhpc.experts.vllm import build_vllm_argv, build_vllm_environment, default_interpreter
+from erhpc.experts.vllm import default_interpreter
+from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
 
 pytestmark = pytest.mark.vllm
 

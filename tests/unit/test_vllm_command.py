@@ -9,7 +9,8 @@ import pytest
 
 from erhpc.config import ArchitectureConfig, ExpertConfig
 from erhpc.errors import ConfigError, InputError
-from erhpc.experts.vllm import build_vllm_argv, build_vllm_environment, default_interpreter, render_flags
+from erhpc.experts.vllm import default_interpreter
+from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment, render_flags
 
 SHAPE = ArchitectureConfig(2, 256, 512, 8, 4, 4096)
 
