@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m erhpc.status", description=__doc__)
     parser.add_argument("run", nargs="+", type=Path, help="run folder that launch printed")
     parser.add_argument("--once", action="store_true", help="show where each run stands and return")
-    parser.add_argument("--cancel", action="store_true", help="cancel each run, then follow it to its end (unless --once)")
+    parser.add_argument(
+        "--cancel", action="store_true", help="cancel each run, then follow it to its end (unless --once)"
+    )
     options = parser.parse_args(arguments)
     console = open_console()
     try:

@@ -6,6 +6,7 @@ It asks the servers how late their event loops ran; formulas are in `erhpc.resul
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ import aiohttp
 
 from erhpc.plan.plan import Plan, PlannedLevel
 from erhpc.results import store
+from erhpc.results.atomic import write_atomically
 from erhpc.results.metrics import summarise_level
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import ClientPart, LevelIdentity
@@ -50,6 +52,7 @@ class LevelStore:
             return None
         part = await asyncio.to_thread(store.read_part, part_path)
         gateway_lag_s, engine_lag_s = await self._read_lags(part, bool(reasons))
+        await self._save_gateway_metrics()
         row = await asyncio.to_thread(self._append, level, part, gateway_lag_s, engine_lag_s, reasons)
         part_path.unlink()
         return row
@@ -65,6 +68,14 @@ class LevelStore:
         lags = await asyncio.gather(*(self._read_lag(url, window_s) for url in [*gateway, *replicas]))
         known = [lag for lag in lags[len(gateway) :] if lag is not None]
         return (lags[0] if gateway else None), max(known, default=None)
+
+    async def _save_gateway_metrics(self) -> None:
+        """Keep the gateway's counters beside the records: they must tell of the same number of requests."""
+        if self._gateway_url is None:
+            return
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with self._session.get(f"{self._gateway_url}/metrics") as answer:
+                write_atomically(self._run.gateway_metrics, await answer.read())
 
     async def _read_lag(self, url: str, window_s: float) -> float | None:
         try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 from erhpc.config import ClusterConfig
 from erhpc.experts.vllm import default_interpreter
@@ -37,11 +35,8 @@ def parse_gres(text: str) -> int:
 
 def find_vllm_python() -> str | None:
     """The interpreter of a vLLM environment: $ERHPC_VLLM_PYTHON, else the one `make vllm-env` builds."""
-    named = os.environ.get("ERHPC_VLLM_PYTHON")
-    if named:
-        return named
-    built = Path(default_interpreter())
-    return str(built) if built.exists() else None
+    interpreter = default_interpreter()
+    return str(interpreter) if interpreter.exists() else None
 
 
 def _succeeds(*argv: str) -> bool:

