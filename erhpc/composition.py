@@ -27,6 +27,7 @@ from erhpc.errors import ConfigError, ErhpcError
 
 CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _WRONG_KEY = (ConfigAttributeError, ConfigKeyError)
 
@@ -110,6 +111,8 @@ def verb(kind: type[T], config_name: str = "config") -> Callable[[Callable[[T, s
                 decorated()
             except (ErhpcError, HydraException, OmegaConfBaseException) as error:
                 _exit_with(error)
+            except KeyboardInterrupt:
+                sys.exit(EXIT_INTERRUPTED)
 
         return guarded
 

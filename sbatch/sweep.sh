@@ -19,7 +19,7 @@ root="${OUTPUT_ROOT:-runs}/sweep-${SLURM_JOB_ID:-$(date +%Y%m%d-%H%M%S)}"
 experiments="${EXPERIMENTS:-llama3_8b_tp1 llama3_70b_tp4 llama3_70b_tp2 llama3_70b_awq_tp1 llama3_70b_awq_tp2
   mixed_8b_70b baseline_llama3_8b_tp8 baseline_llama3_70b_tp4 baseline_llama3_70b_tp8 llama3_70b_tp4_2nodes}"
 
-# shellcheck disable=SC2329  # the trap below calls it
+# shellcheck disable=SC2317,SC2329  # the trap below calls it
 cancel_runs() {
   trap - TERM INT
   "$python" -m erhpc.status --cancel --once "$root"/*/*/ || true

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,13 @@ class NodeAgent:
         self._children: dict[str, ChildProcess] = {}
         self._stopping: set[str] = set()
         self._loads = asyncio.Semaphore(plan.parallel_loads)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._starts: set[asyncio.Task[None]] = set()
+        self._watches: set[asyncio.Task[None]] = set()
         self._janitor = Janitor()
 
     async def serve(self) -> None:
         """Obey the coordinator until it says stop or vanishes; afterwards no process of this node is left."""
-        self._tmp.mkdir(parents=True, exist_ok=True)
+        self._tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._link.send(self._introduce())
         watcher = asyncio.create_task(self._relay_signal())
         try:
@@ -137,17 +138,12 @@ class NodeAgent:
                 self._bindings = Bindings(str(self._run.root), str(self._tmp), message.addresses, base_port)
             case Start():
                 for name in message.names:
-                    self._spawn(self._start(self._plan.process(name)))
+                    _keep(self._starts, self._start(self._plan.process(name)))
             case Stop(names=[]):
                 return True
             case Stop():
                 await asyncio.gather(*(self._stop(name) for name in message.names))
         return False
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _start(self, planned: PlannedProcess) -> None:
         try:
@@ -165,7 +161,7 @@ class NodeAgent:
         started_s = time.monotonic()
         child = await self._execute(planned, self._bindings)
         self._report(planned.name, "started")
-        self._spawn(self._watch(planned, child))
+        _keep(self._watches, self._watch(planned, child))
         if planned.ready is not None:
             await wait_until_ready(
                 self._bindings.fill(planned.ready.url),
@@ -251,12 +247,24 @@ class NodeAgent:
 
     async def _stop_everything(self) -> list[str]:
         """Clients first: they save their records while the servers still stand."""
+        # A replica that dies now would give its turn to load to the next one, which nobody would stop.
+        await _cancel(self._starts)
         leftovers: list[str] = []
         for kinds in (("client",), ("gateway", "expert")):
             names = [name for name in self._children if self._plan.process(name).kind in kinds]
             results = await asyncio.gather(*(self._stop(name) for name in names), return_exceptions=True)
-            leftovers += [f"{name}: {r}" for name, r in zip(names, results, strict=True) if isinstance(r, ErhpcError)]
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            leftovers += [f"{name}: {r}" for name, r in zip(names, results, strict=True) if r is not None]
+        await _cancel(self._watches)
         return leftovers
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -17,24 +18,32 @@ from erhpc.results.paths import RunPaths
 
 STATUS_POLL_S = 0.25
 QUEUE_POLL_S = 2.0
-ENDING_TIMEOUT_S = 120.0
-"""How long a job may take to leave the queue after its last word, or the shared file system to show that word."""
+LOCAL_POLL_S = STATUS_POLL_S
+LEAVING_TIMEOUT_S = 120.0
+"""How long a job may take to leave the scheduler after its last word; a hanging epilog is none of ours."""
+LAST_WORD_TIMEOUT_S = {"local": 2.0, "slurm": 30.0}
+"""How long after a job's end its last word may take to be seen; a shared file system caches for a while."""
 
 
 def watch(job: SubmittedJob, run: RunPaths) -> Iterator[tuple[RunStatus | None, QueueState]]:
     """Yield what is known a few times a second, until the run has said its last word and left the scheduler."""
-    asked_s, over_since_s = -QUEUE_POLL_S, None
+    asked_s, half_over_since_s = -math.inf, None
     queue = QueueState("SUBMITTED")
+    poll_s = LOCAL_POLL_S if job.scheduler == "local" else QUEUE_POLL_S
     while True:
         now_s = time.monotonic()
-        if now_s - asked_s >= QUEUE_POLL_S or (over_since_s is None and _is_final(run)):
+        if now_s - asked_s >= poll_s:
             queue, asked_s = query_state(job, run), now_s
+        # Read after the scheduler was asked: a job that is over has said everything.
         status = read_status(run.status)
         yield status, queue
-        if queue.is_over:
-            over_since_s = over_since_s or now_s
-            if _is_final(run) or now_s - over_since_s > QUEUE_POLL_S:
-                return
+        has_last_word = status is not None and status.is_final
+        if has_last_word and queue.is_over:
+            return
+        patience_s = LEAVING_TIMEOUT_S if has_last_word else LAST_WORD_TIMEOUT_S[job.scheduler]
+        half_over_since_s = (half_over_since_s or now_s) if has_last_word or queue.is_over else None
+        if half_over_since_s is not None and now_s - half_over_since_s > patience_s:
+            return
         time.sleep(STATUS_POLL_S)
 
 
@@ -60,7 +69,11 @@ def follow(job: SubmittedJob, run: RunPaths, console: Console) -> RunStatus:
 
 
 def follow_or_cancel(job: SubmittedJob, run: RunPaths, console: Console) -> RunStatus:
-    """Like `follow`, but Ctrl-C cancels the job and waits until it has cleaned up; a second Ctrl-C leaves it."""
+    """Like `follow`, but Ctrl-C cancels the job and waits until it has cleaned up; a second Ctrl-C leaves it.
+
+    Raises:
+        KeyboardInterrupt: the second Ctrl-C, or the job was cancelled before it could say anything.
+    """
     try:
         return follow(job, run, console)
     except KeyboardInterrupt:
@@ -69,8 +82,3 @@ def follow_or_cancel(job: SubmittedJob, run: RunPaths, console: Console) -> RunS
         with contextlib.suppress(ProcessError):
             return follow(job, run, console)
         raise
-
-
-def _is_final(run: RunPaths) -> bool:
-    status = read_status(run.status)
-    return status is not None and status.is_final

@@ -8,6 +8,7 @@ outlive their parent, so the parent's death alone is not enough.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -47,10 +48,10 @@ class Janitor:
         self._process.wait()
 
     def _tell(self, line: str) -> None:
-        stdin = self._process.stdin
-        if stdin is None or self._process.poll() is not None:
-            return
-        os.write(stdin.fileno(), f"{line}\n".encode())
+        # A janitor that somebody killed must not cost the run anything.
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._process.stdin.fileno(), f"{line}\n".encode())
 
 
 def collect_sessions(lines: IO[str]) -> set[int]:

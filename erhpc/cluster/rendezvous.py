@@ -55,13 +55,13 @@ class Link(Generic[Incoming]):
         """The next message, None when the connection ended."""
         try:
             line = await self._reader.readline()
-        except (ConnectionError, ValueError):
+        except (OSError, ValueError):
             return None
         return self._decoder.decode(line) if line.endswith(b"\n") else None
 
     async def close(self) -> None:
         """Send what is queued and close."""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             await self._writer.drain()
             self._writer.close()
             await self._writer.wait_closed()
@@ -114,23 +114,27 @@ async def connect_rendezvous(host: str, ports: Sequence[int], key: str, timeout_
     Raises:
         ProcessError: nobody with the run's key answered within `timeout_s`.
     """
-    decoder = msgspec.json.Decoder(CoordinatorMessage)
-    deadline_s = asyncio.get_running_loop().time() + timeout_s
-    while asyncio.get_running_loop().time() < deadline_s:
-        for port in ports:
-            # A closed port refuses at once; the wait below bounds a stranger that accepts and stays silent.
-            with contextlib.suppress(OSError, ValueError, TimeoutError):
-                reader, writer = await asyncio.wait_for(
-                    asyncio.open_connection(host, port, limit=_LIMIT_BYTES), _HANDSHAKE_TIMEOUT_S
-                )
-                try:
-                    await asyncio.wait_for(_authenticate(reader, writer, key, "agent"), _HANDSHAKE_TIMEOUT_S)
-                except BaseException:
-                    writer.close()
-                    raise
-                return Link(reader, writer, decoder)
-        await asyncio.sleep(_RETRY_S)
-    raise ProcessError(
-        f"no answer from rank 0 at {host}, ports {ports[0]}..., within {timeout_s:.0f} s. "
-        "Are the nodes allowed to reach each other on cluster.ports? Several networks? Set cluster.interface."
-    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for port in ports:
+                    # A closed port refuses at once; the time-out is for a stranger that accepts and stays silent.
+                    with contextlib.suppress(OSError, ValueError):
+                        async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+                            return await _connect(host, port, key)
+                await asyncio.sleep(_RETRY_S)
+    except TimeoutError:
+        raise ProcessError(
+            f"no answer from rank 0 at {host}, ports {ports[0]}..., within {timeout_s:.0f} s. "
+            "Are the nodes allowed to reach each other on cluster.ports? Several networks? Set cluster.interface."
+        ) from None
+
+
+async def _connect(host: str, port: int, key: str) -> Link[CoordinatorMessage]:
+    reader, writer = await asyncio.open_connection(host, port, limit=_LIMIT_BYTES)
+    try:
+        await _authenticate(reader, writer, key, "agent")
+    except BaseException:
+        writer.close()
+        raise
+    return Link(reader, writer, msgspec.json.Decoder(CoordinatorMessage))

@@ -75,7 +75,7 @@ def submit(plan: Plan, run: RunPaths) -> SubmittedJob:
     logging.getLogger("submitit").setLevel(logging.ERROR)
     executor = _build_executor(plan, run)
     # A job submitted from inside another must not inherit that one's Slurm variables, nor our terminal's signals.
-    with _without_slurm_variables(), _ignored_signals():
+    with _without_slurm_variables(), _ignored_signals(), _detached_output():
         try:
             job_id = str(executor.submit(run_node, str(run.root)).job_id)
         except Exception as error:
@@ -138,6 +138,24 @@ def _ignored_signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _detached_output() -> Iterator[None]:
+    """The local controller inherits no terminal or pipe of ours, or whoever reads our output would wait for its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (0, 1, 2)}
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    try:
+        for number in kept:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        os.close(nowhere)
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def find_submission_error(run: RunPaths) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,12 +28,12 @@ LATENCY_COLUMNS = (
 )
 
 
-def summary_table(levels: pd.DataFrame) -> Table:
+def summary_table(levels: pd.DataFrame) -> RenderableType:
     """One row per level of `levels` (LEVEL_COLUMNS), in the given order, a section per run.
 
-    Rates are per second, latencies carry their unit. The caption lists the reasons of every invalid level.
+    Rates are per second, latencies carry their unit; below it stand the reasons of every invalid level.
     """
-    table = Table(title=_make_title(levels), caption=_make_caption(levels), caption_justify="left", **STYLE)
+    table = Table(title=_make_title(levels), **STYLE)
     if several := levels["run_id"].nunique() > 1:
         table.add_column("run", overflow="fold")
     for name in ("users", "ok", "failed", "tok/s", *(name for name, _ in LATENCY_COLUMNS)):
@@ -44,7 +45,8 @@ def summary_table(levels: pd.DataFrame) -> Table:
             cells = [name, *_make_cells(level)] if several else _make_cells(level)
             table.add_row(*cells, style=None if level["valid"] else "yellow")
         table.add_section()
-    return table
+    reasons = _list_invalid_levels(levels)
+    return table if reasons is None else Group(table, reasons)
 
 
 def format_seconds(value_s: float | None) -> str:
@@ -84,7 +86,7 @@ def _make_title(levels: pd.DataFrame) -> Text:
     return title
 
 
-def _make_caption(levels: pd.DataFrame) -> Text | None:
+def _list_invalid_levels(levels: pd.DataFrame) -> Text | None:
     invalid = levels[~levels["valid"].astype(bool)]
     lines = [
         f"{name_series(level['experiment'], level['engine'])}, {level['users']} users: {reason}"
