@@ -21,8 +21,10 @@ QUEUE_POLL_S = 2.0
 LOCAL_POLL_S = STATUS_POLL_S
 LEAVING_TIMEOUT_S = 120.0
 """How long a job may take to leave the scheduler after its last word; a hanging epilog is none of ours."""
-LAST_WORD_TIMEOUT_S = {"local": 2.0, "slurm": 30.0}
-"""How long after a job's end its last word may take to be seen; a shared file system caches for a while."""
+LAST_WORD_TIMEOUT_S = 30.0
+"""How long after a Slurm job's end its last word may take to be seen; a shared file system caches for a while."""
+NO_WORD_TIMEOUT_S = 2.0
+"""The same for a job that has never said anything, and on this machine."""
 
 
 def watch(job: SubmittedJob, run: RunPaths) -> Iterator[tuple[RunStatus | None, QueueState]]:
@@ -40,11 +42,17 @@ def watch(job: SubmittedJob, run: RunPaths) -> Iterator[tuple[RunStatus | None, 
         has_last_word = status is not None and status.is_final
         if has_last_word and queue.is_over:
             return
-        patience_s = LEAVING_TIMEOUT_S if has_last_word else LAST_WORD_TIMEOUT_S[job.scheduler]
         half_over_since_s = (half_over_since_s or now_s) if has_last_word or queue.is_over else None
-        if half_over_since_s is not None and now_s - half_over_since_s > patience_s:
+        if half_over_since_s is not None and now_s - half_over_since_s > _patience_s(job, status):
             return
         time.sleep(STATUS_POLL_S)
+
+
+def _patience_s(job: SubmittedJob, status: RunStatus | None) -> float:
+    """How long to wait for the scheduler's word when the run has said its last one, or the other way round."""
+    if status is not None and status.is_final:
+        return LEAVING_TIMEOUT_S
+    return LAST_WORD_TIMEOUT_S if status is not None and job.scheduler == "slurm" else NO_WORD_TIMEOUT_S
 
 
 def follow(job: SubmittedJob, run: RunPaths, console: Console) -> RunStatus:

@@ -114,19 +114,6 @@ def test_the_top_level_holds_only_what_was_agreed():
 
     agreed = {"pyproject.toml", "README.md", "CHANGELOG.md", "Makefile"}
     agreed |= {"jobs", "conf", "erhpc", "analysis", "tests", "sbatch"}
-        [
-            "pyproject.toml",
-            "README.md",
-            "CHANGELOG.md",
-            "Makefile",
-            "jobs",
-            "conf",
-            "erhpc",
-            "analysis",
-            "tests",
-            "sbatch",
-        ]
-    )
     assert {top for top in tops if not top.startswith(".") and not top.endswith(".lock")} <= agreed
 
 
