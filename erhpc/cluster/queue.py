@@ -43,7 +43,7 @@ class QueueState:
 
 
 def query_state(job: SubmittedJob, run: RunPaths) -> QueueState:
-    """The job's state: UNKNOWN, which counts as over, once the scheduler has forgotten it, NO_ANSWER while it is mute."""
+    """The job's state: UNKNOWN (over) once the scheduler has forgotten it, NO_ANSWER (not over) while it is mute."""
     if job.scheduler == "local":
         return QueueState("RUNNING" if _is_controller(int(job.job_id), run) else "COMPLETED")
     listed = _ask("squeue", "--noheader", f"--jobs={job.job_id}", "--format=%T|%r")

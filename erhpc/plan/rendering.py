@@ -88,13 +88,7 @@ def _draw_cost(plan: Plan) -> Text:
 
 
 def _draw_commands(plan: Plan) -> list[RenderableType]:
-    """Every process once; of the clients, which differ in their level only, the first."""
-    shown = [process for process in plan.processes if process.kind != "client"]
-    shown.append(plan.client(0))
-    lines: list[RenderableType] = [_draw_command(plan, process) for process in shown]
-    if len(plan.levels) > 1:
-        lines.append(Text(f"  ... and {len(plan.levels) - 1} more clients, one per level", style="dim"))
-    return lines
+    return [_draw_command(plan, process) for process in plan.processes]
 
 
 def _draw_command(plan: Plan, process: PlannedProcess) -> Text:
