@@ -11,7 +11,7 @@ from erhpc.experts.vllm import default_interpreter
 from erhpc.plan.site import Site
 
 _COMMAND_TIMEOUT_S = 15.0
-_GRES_GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+_GRES_GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
 
 
 def observe_site(cluster: ClusterConfig) -> Site:
@@ -30,7 +30,7 @@ def observe_site(cluster: ClusterConfig) -> Site:
 
 def parse_gres(text: str) -> int:
     """Most GPUs per node in the lines of `sinfo --format=%G`, e.g. `gpu:a100:8(S:0-1)`. Pure."""
-    return max((int(count) for count in _GRES_GPUS.findall(text)), default=0)
+    return max((sum(map(int, _GRES_GPUS.findall(line))) for line in text.splitlines()), default=0)
 
 
 def find_vllm_python() -> str | None:

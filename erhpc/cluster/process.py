@@ -131,5 +131,12 @@ class ChildProcess:
 
 
 async def _pump(stream: asyncio.StreamReader, on_line: Callable[[bytes], None]) -> None:
-    async for line in stream:
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:
+            # Too long a line, which the stream has dropped; nobody reading on would block the command.
+            continue
+        if not line:
+            return
         on_line(line.rstrip(b"\n"))

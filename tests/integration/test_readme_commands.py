@@ -1,0 +1,157 @@
+"""Each README command is executed: verbatim where it is quick, else with overrides that shorten the run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from tests import runs
+from tests.readme import find_commands
+
+SHORT = [*runs.QUICK, "workload.users=[1,2]", "workload.measure_s=1"]
+# `make test` runs this very test, so only its existence is checked; the others are covered where they are named.
+ELSEWHERE = {
+    "make test": None,
+    "make check": None,
+    "make vllm-env": None,
+    "sbatch sbatch/sweep.sh cluster=slurm": ("tests/slurm/test_runs.py", '"sbatch/sweep.sh", *overrides'),
+    "python -m erhpc.launch +experiment=vllm_cpu_tiny": (
+        "tests/integration/test_vllm_run.py",
+        '"launch", "+experiment=vllm_cpu_tiny"',
+    ),
+}
+COMMANDS = find_commands()
+
+
+def execute(command, *, timeout=280, **options):
+    """Run a command line of the README in bash, in the environment it tells the reader to activate."""
+    line = f". .venv/bin/activate && {command}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=timeout, check=False, cwd=runs.ROOT, **options
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment():
+    """Without the site's Slurm: these runs stay on this machine."""
+    assert (runs.ROOT / ".venv/bin/activate").exists(), "the README's environment is not there: make demo or make test"
+    return {**os.environ}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
+def test_the_make_targets_of_the_readme_exist(command):
+    done = subprocess.run(
+        ["make", "--dry-run", *shlex.split(command)[1:]], capture_output=True, text=True, check=False, cwd=runs.ROOT
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_of_the_readme_is_tested_somewhere():
+    here = {command for command in COMMANDS if command in EXPECTED or command in ELSEWHERE}
+
+    assert [command for command in COMMANDS if command not in here] == []
+    for file, call in filter(None, ELSEWHERE.values()):
+        assert call in (runs.ROOT / file).read_text()
+
+
+def shorten(command, tmp_path):
+    """The command as the README has it, plus overrides that make it quick and keep its results out of runs/."""
+    return f"{command} {shlex.join([*SHORT, f'output_root={tmp_path}'])}"
+
+
+def check_demo(command, tmp_path, environment):
+    output = execute(command, env=environment)
+
+    run = runs.find_run(output)
+    assert "EMULATED" in output
+    assert [level["users"] for level in runs.read_status(run)["levels"]] == [1, 10, 100, 1000]
+    assert (run.report / "overview.png").exists()
+    runs.assert_records_are_the_requests(run)
+    shutil.rmtree(run.root)
+
+
+def check_activation(command, tmp_path, environment):
+    assert "/.venv/bin/python" in execute(f"{command} && command -v python", env=environment)
+
+
+def check_plan(command, tmp_path, environment):
+    output = execute(command, env=environment)
+
+    assert "expert_0-0" in output
+    assert "485,440" in output
+    assert "vllm.entrypoints.openai.api_server" in output
+
+
+def check_launch(command, tmp_path, environment):
+    output = execute(shorten(command, tmp_path), env=environment)
+
+    assert "finished" in output
+    runs.assert_records_are_the_requests(runs.only_run(tmp_path))
+
+
+def check_detached(command, tmp_path, environment):
+    """Also the three status commands, which need a run to look at."""
+    output = execute(shorten(command, tmp_path), env=environment)
+    run = str(runs.find_run(output).root)
+
+    assert "follow it: python -m erhpc.status" in output
+    assert execute("python -m erhpc.status --once RUN".replace("RUN", run), env=environment)
+    assert "finished" in execute("python -m erhpc.status RUN".replace("RUN", run), env=environment)
+    assert "finished" in execute("python -m erhpc.status --cancel RUN".replace("RUN", run), env=environment)
+
+
+def check_covered_by_detached(command, tmp_path, environment):
+    assert command.replace("RUN", "") != command
+
+
+def check_multirun(command, tmp_path, environment):
+    output = execute(shorten(command, tmp_path), env=environment)
+    folders = [line.removeprefix("run: ") for line in output.splitlines() if line.startswith("run: ")]
+
+    assert len(folders) == 2
+    assert execute(f"python -m erhpc.status {shlex.join(folders)}", env=environment).count("finished") >= 2
+
+
+def check_report(command, tmp_path, environment):
+    run_output = execute(shorten("python -m erhpc.launch +experiment=quickstart", tmp_path), env=environment)
+    assert "finished" in run_output
+
+    output = execute(command.replace("runs/quickstart", str(tmp_path / "quickstart")), env=environment)
+
+    assert "overview.png" in output
+
+
+def check_fit(command, tmp_path, environment):
+    output = execute(command.replace("runs/router", str(tmp_path / "router")), env=environment)
+
+    assert "purity" in output
+    assert (tmp_path / "router" / "classifier.json").exists()
+
+
+EXPECTED = {
+    "make demo": check_demo,
+    ". .venv/bin/activate": check_activation,
+    "python -m erhpc.plan +experiment=llama3_70b_tp4 engine=vllm cluster=slurm": check_plan,
+    "python -m erhpc.launch +experiment=llama3_70b_tp4": check_launch,
+    "python -m erhpc.launch +experiment=llama3_8b_tp1 detach=true": check_detached,
+    "python -m erhpc.status RUN": check_covered_by_detached,
+    "python -m erhpc.status --once RUN": check_covered_by_detached,
+    "python -m erhpc.status --cancel RUN": check_covered_by_detached,
+    "python -m erhpc.launch --multirun +experiment=llama3_8b_tp1,baseline_llama3_8b_tp8": check_multirun,
+    "python -m erhpc.report runs/quickstart": check_report,
+    "python -m erhpc.fit corpus=demo clusters=8 output=runs/router": check_fit,
+}
+
+
+@pytest.mark.parametrize("command", EXPECTED)
+def test_a_command_of_the_readme_does_what_the_readme_says(command, tmp_path, environment):
+    assert command in COMMANDS
+
+    EXPECTED[command](command, tmp_path, environment)

@@ -1,0 +1,50 @@
+"""The README tells the truth about columns, experiments, files and links."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from erhpc.results.record import LEVEL_COLUMNS, RECORD_COLUMNS
+from tests.readme import README, find_commands, find_first_cells, find_section
+from tests.unit.experiments import EXPERIMENTS
+
+
+@pytest.mark.parametrize(("file", "columns"), [("levels", LEVEL_COLUMNS), ("records", RECORD_COLUMNS)])
+def test_every_column_is_described_and_no_other(file, columns):
+    section = find_section(f"Columns of `{file}.parquet`")
+
+    assert find_first_cells(section) == [column.name for column in columns]
+    described = {name: row for row in section.splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])}
+    for column in columns:
+        assert f"| {column.kind} |" in described[column.name]
+        assert column.meaning.partition(";")[0] in described[column.name]
+
+
+def test_every_experiment_is_listed_and_no_other():
+    assert sorted(find_first_cells(find_section("Use"))) == EXPERIMENTS
+
+
+def test_every_path_named_in_backticks_exists():
+    root = README.parent
+    text = README.read_text()
+
+    named = re.findall(r"`((?:conf|erhpc|jobs|tests|analysis|sbatch|\.ci)/[\w./-]*)`", text)
+    missing = [name for name in named if "NAME" not in name and not (root / name).exists()]
+    assert named
+    assert missing == []
+
+
+def test_every_link_within_the_project_resolves():
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README.read_text())
+
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def test_the_first_screen_says_what_it_is_and_shows_the_two_commands():
+    first_screen = README.read_text().splitlines()[:60]
+
+    assert "Expert Router" in first_screen[2]
+    assert find_commands()[:2] == ["make demo", "make test"]
+    assert "## Where to change what" in first_screen
