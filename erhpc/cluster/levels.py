@@ -103,7 +103,15 @@ class LevelStore:
             num_replicas=len(self._plan.replicas),
             num_gpus=self._plan.num_gpus,
         )
-        think_time_s = self._plan.experiment.workload.think_time_s
-        row = summarise_level(identity, [part], gateway_lag_s, engine_lag_s, reasons, think_time_s)
+        workload = self._plan.experiment.workload
+        row = summarise_level(
+            identity,
+            [part],
+            gateway_lag_s,
+            engine_lag_s,
+            reasons,
+            think_time_s=workload.think_time_s,
+            warmup_max_s=workload.warmup_max_s,
+        )
         store.append_level(self._run, identity, [part], row)
         return row

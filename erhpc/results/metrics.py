@@ -134,6 +134,7 @@ def summarise_level(
     engine_lag_p99_s: float | None,
     reasons: Sequence[str],
     think_time_s: float = 0.0,
+    warmup_max_s: float = math.inf,
 ) -> dict[str, Any]:
     """One row with exactly LEVEL_COLUMNS from what the clients of a level measured.
 
@@ -149,7 +150,7 @@ def summarise_level(
         | {"gateway_lag_p99_s": _finite(gateway_lag_p99_s), "engine_lag_p99_s": _finite(engine_lag_p99_s)}
     )
     interrupted = not parts or any(part.interrupted for part in parts)
-    found = find_invalid_reasons(row, interrupted=interrupted, think_time_s=think_time_s)
+    found = find_invalid_reasons(row, interrupted=interrupted, think_time_s=think_time_s, warmup_max_s=warmup_max_s)
     row |= {"valid": not (reasons or found), "invalid_reasons": list(dict.fromkeys([*reasons, *found]))}
     return {column.name: row[column.name] for column in LEVEL_COLUMNS}
 

@@ -21,6 +21,7 @@ def make_row(**changes):
         "requests_cancelled": 0,
         "users": 100,
         "users_held": 99.0,
+        "warmup_s": 5.0,
         "ttft_p99_s": 0.1,
         "client_lag_p99_s": 0.001,
         "gateway_lag_p99_s": 0.001,
@@ -62,3 +63,10 @@ def test_users_must_be_held_but_half_a_user_is_no_defect(users, held, trusted):
 
 def test_users_who_pause_need_not_be_in_flight():
     assert find_invalid_reasons(make_row(users_held=20.0), interrupted=False, think_time_s=2.0) == []
+
+
+def test_a_warm_up_that_was_cut_makes_the_level_invalid():
+    reasons = find_invalid_reasons(make_row(warmup_s=20.001), interrupted=False, warmup_max_s=20.0)
+
+    assert reasons == ["not steady: warm-up was cut after 20 s, before every user had finished a request"]
+    assert find_invalid_reasons(make_row(warmup_s=19.0), interrupted=False, warmup_max_s=20.0) == []
