@@ -19,6 +19,7 @@ from erhpc.outcome import conclude
 from erhpc.plan.building import build_plan
 from erhpc.plan.rendering import draw_notices
 from erhpc.plan.site import decide_setting
+from jobs.node_agent import run_node
 
 
 @verb(ExperimentConfig)
@@ -29,7 +30,7 @@ def main(experiment: ExperimentConfig, yaml: str) -> int:
     plan = build_plan(experiment, setting, python=sys.executable)
     console.print(draw_notices(plan))
     run = prepare_run(plan, yaml, datetime.now(UTC))
-    job = submit(plan, run)
+    job = submit(plan, run, run_node)
     console.print(f"run: {run.root}\njob: {job.scheduler} {job.job_id}")
     if experiment.detach or is_multirun():
         console.print(f"follow it: python -m erhpc.status {run.root}")

@@ -13,7 +13,7 @@ from erhpc.cluster import network
 from erhpc.cluster.agent import NodeAgent, NodeIdentity
 from erhpc.cluster.coordinator import Coordinator
 from erhpc.cluster.rendezvous import connect_rendezvous, serve_rendezvous
-from erhpc.errors import ProcessError
+from erhpc.errors import ErhpcError, ProcessError
 from erhpc.plan.plan import Plan, plan_from_json
 from erhpc.plan.ports import RENDEZVOUS_PORT
 from erhpc.results.paths import RunPaths
@@ -82,15 +82,20 @@ async def _lead(
     server = await serve_rendezvous(listen, ports, key, coordinator.crew.admit)
     own = network.LOOPBACK if listen == network.ANY_ADDRESS else listen
     port = server.sockets[0].getsockname()[1]
-    conduct = asyncio.create_task(coordinator.conduct())
+
+    async def serve_agent() -> None:
+        try:
+            link = await connect_rendezvous(own, [port], key, CONNECT_TIMEOUT_S)
+            await NodeAgent(plan, run, identity, link, key, stop_signal).serve()
+        except (ErhpcError, OSError) as error:
+            await coordinator.crew.lose(0, f"rank 0 on {identity.node}: {error}")
+
     interruption = asyncio.create_task(_interrupt(stop_signal, coordinator))
     try:
-        link = await connect_rendezvous(own, [port], key, CONNECT_TIMEOUT_S)
-        await asyncio.gather(NodeAgent(plan, run, identity, link, key, stop_signal).serve(), conduct)
+        status, _ = await asyncio.gather(coordinator.conduct(), serve_agent())
     finally:
         interruption.cancel()
         server.close()
-    status = await conduct
     return status.state, status.error if status.state == "failed" else None
 
 

@@ -77,6 +77,9 @@ class Coordinator:
             )
         except ProcessError as error:
             self._fail(str(error))
+        except Exception as error:
+            self._fail(f"{type(error).__name__}: {error}")
+            raise
         finally:
             await self._stop_all()
         return status

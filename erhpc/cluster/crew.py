@@ -21,6 +21,8 @@ from erhpc.cluster.messages import (
 )
 from erhpc.cluster.rendezvous import Link
 
+_SILENT_END = "is gone without a word: node failure or KILL?"
+
 
 @dataclass
 class Crew:
@@ -51,11 +53,16 @@ class Crew:
         while (message := await link.receive()) is not None:
             await self._note(hello.rank, message)
         if hello.rank not in self.done:
-            await self._note_lost(hello.rank, hello.node)
+            await self.lose(hello.rank, f"the agent of node {hello.node} (rank {hello.rank}) {_SILENT_END}")
 
     async def interrupt(self) -> None:
         """Note that the run was told to stop."""
         self.interrupted = True
+        await self._notify()
+
+    async def lose(self, rank: int, reason: str) -> None:
+        """Note that an agent serves no more."""
+        self.lost.setdefault(rank, reason)
         await self._notify()
 
     async def wait_for(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
@@ -101,10 +108,6 @@ class Crew:
                 self.interrupted = True
             case Done():
                 self.done[rank] = message.leftovers
-        await self._notify()
-
-    async def _note_lost(self, rank: int, node: str) -> None:
-        self.lost[rank] = f"the agent of node {node} (rank {rank}) is gone without a word: node failure or KILL?"
         await self._notify()
 
     async def _notify(self) -> None:

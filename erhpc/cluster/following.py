@@ -11,7 +11,7 @@ from rich.console import Console
 
 from erhpc.cluster.queue import QueueState, cancel, query_state
 from erhpc.cluster.status import RunStatus, read_status
-from erhpc.cluster.submission import SubmittedJob, find_submission_error
+from erhpc.cluster.submission import SubmittedJob, find_submission_error, ignored_signals
 from erhpc.cluster.view import make_view
 from erhpc.errors import ProcessError
 from erhpc.results.paths import RunPaths
@@ -85,8 +85,9 @@ def follow_or_cancel(job: SubmittedJob, run: RunPaths, console: Console) -> RunS
     try:
         return follow(job, run, console)
     except KeyboardInterrupt:
-        console.print("cancelling: saving records, stopping processes (Ctrl-C again: leave it to the scheduler)")
-        cancel(job, run)
+        with ignored_signals():
+            console.print("cancelling: saving records, stopping processes (Ctrl-C again: leave it to the scheduler)")
+            cancel(job, run)
         with contextlib.suppress(ProcessError):
             return follow(job, run, console)
         raise

@@ -49,7 +49,7 @@ def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
 
 
 def check_inputs(plan: Plan) -> None:
-    """Raise InputError for the first file that the run needs and that is not there."""
+    """Raise InputError for the first file the run needs and has not, ConfigError for an artefact that does not fit."""
     experiment = plan.experiment
     if experiment.workload.format != "synthetic":
         read_prompts(experiment.workload.prompts, experiment.workload.format)
@@ -59,11 +59,22 @@ def check_inputs(plan: Plan) -> None:
                 f"experts.{name}.weights={expert.weights} is no model directory (it has no config.json). "
                 "Give a directory with config.json, tokenizer and weights, or null for a synthetic one."
             )
+    if experiment.router.policy == "cluster" and experiment.router.artefact is not None:
+        _check_artefact(experiment, Path(experiment.router.artefact))
     python = next((process.argv[0] for process in plan.processes if process.kind == "expert"), "")
     if plan.engine == "vllm" and not os.access(python, os.X_OK):
         raise InputError(
             f"engine.python={experiment.engine.python!r}: no vLLM interpreter at {python!r}. Set engine.python or "
             "$ERHPC_VLLM_PYTHON to the python of an environment that has vllm; `make vllm-env` builds one for CPUs."
+        )
+
+
+def _check_artefact(experiment: ExperimentConfig, artefact: Path) -> None:
+    found, num_experts = read_artefact(artefact).num_clusters, len(experiment.experts)
+    if found != num_experts:
+        raise ConfigError(
+            f"router.artefact={artefact} has {found} clusters and the experiment has {num_experts} experts. "
+            f"Fit one that matches: python -m erhpc.fit clusters={num_experts} output=DIR."
         )
 
 
@@ -101,31 +112,20 @@ def _describe(plan: Plan, run: RunPaths) -> dict[str, Any]:
 
 
 def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:
-    """Put the router's classifier into `folder`: a copy of the configured one, or one fitted on the corpus.
-
-    Raises:
-        ConfigError: its number of clusters is not the number of experts.
-    """
-    router, num_experts = experiment.router, len(experiment.experts)
+    """Put the router's classifier into `folder`: a copy of the configured one, or one fitted on the corpus."""
+    router = experiment.router
     if router.artefact is None:
         settings = FitConfig(
             corpus=router.corpus,
-            clusters=num_experts,
+            clusters=len(experiment.experts),
             balanced=router.balanced,
             dimensions=router.dimensions,
             seed=experiment.seed,
             output=str(folder),
         )
         fit_to(folder, read_prompts(router.corpus), settings)
-        return
-    source = Path(router.artefact)
-    found = read_artefact(source).num_clusters
-    if found != num_experts:
-        raise ConfigError(
-            f"router.artefact={router.artefact} has {found} clusters and the experiment has {num_experts} experts. "
-            f"Fit one that matches: python -m erhpc.fit clusters={num_experts} output=DIR."
-        )
-    shutil.copytree(source, folder)
+    else:
+        shutil.copytree(router.artefact, folder)
 
 
 def _write_models(experiment: ExperimentConfig, run: RunPaths) -> None:

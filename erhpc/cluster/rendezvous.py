@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import hmac
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -22,6 +23,12 @@ from erhpc.errors import ProcessError
 _HANDSHAKE_TIMEOUT_S = 5.0
 _RETRY_S = 0.2
 _LIMIT_BYTES = 1 << 20
+_KEEPALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 20),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 10),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 4),
+)
 
 Incoming = TypeVar("Incoming")
 
@@ -35,6 +42,10 @@ class Link(Generic[Incoming]):
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
+        # A node that loses power says nothing; without probes its link would look alive for hours.
+        connection = writer.get_extra_info("socket")
+        for option, value in _KEEPALIVE:
+            connection.setsockopt(*option, value)
 
     @property
     def local_address(self) -> str:

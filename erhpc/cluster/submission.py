@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,16 @@ def _warning_s(cluster: ClusterConfig, walltime_min: int) -> int:
     return min(cluster.signal_delay_s, walltime_min * 60 // 2)
 
 
-def submit(plan: Plan, run: RunPaths) -> SubmittedJob:
-    """Submit the run's job and leave its id in the run folder.
+def submit(plan: Plan, run: RunPaths, run_node: Callable[[str], object]) -> SubmittedJob:
+    """Submit `run_node(run folder)`, once per node, and leave the job's id in the run folder.
 
     Raises:
         SubmitError: the scheduler refused it.
     """
-    from jobs.node_agent import run_node
-
     logging.getLogger("submitit").setLevel(logging.ERROR)
     executor = _build_executor(plan, run)
     # A job submitted from inside another must not inherit that one's Slurm variables, nor our terminal's signals.
-    with _without_slurm_variables(), _ignored_signals(), _detached_output():
+    with _without_slurm_variables(), ignored_signals(), _detached_output():
         try:
             job_id = str(executor.submit(run_node, str(run.root)).job_id)
         except Exception as error:
@@ -130,8 +128,8 @@ def _without_slurm_variables() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ignored_signals() -> Iterator[None]:
-    """The local controller inherits these as ignored: Ctrl-C or a closed terminal then reaches launch only."""
+def ignored_signals() -> Iterator[None]:
+    """No Ctrl-C meanwhile, nor for the programs started meanwhile: not to the local controller, only to launch."""
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield

@@ -25,15 +25,16 @@ def find_invalid_reasons(
     """Why a level is not to be trusted, judged by its own numbers; empty if nothing speaks against it.
 
     `row` needs these of LEVEL_COLUMNS: request counts, users, users_held, warmup_s, ttft_p99_s and the lags. Lag adds
-    to the latencies it is measured beside; 10 ms is tolerated, or 5 % of TTFT p99 where that is more. `users_held` is not
-    judged when users pause between requests. A warm-up that took `warmup_max_s` was cut.
+    to the latencies it is measured beside; 10 ms is tolerated, or 5 % of TTFT p99 where that is more. `users_held` is
+    not judged when users pause between requests. A warm-up that took `warmup_max_s` was cut.
     """
-    reasons = ["interrupted"] if interrupted else []
-    reasons += _find_request_reasons(row["requests_ok"], row["requests_failed"], row["requests_cancelled"])
+    if interrupted:
+        return ["interrupted"]  # whatever else is odd follows from that
+    reasons = list(_find_request_reasons(row["requests_ok"], row["requests_failed"], row["requests_cancelled"]))
     reasons += _find_lag_reasons(row)
     if think_time_s == 0 and _lacks_users(row["users"], row["users_held"]):
         reasons.append(f"users held {row['users_held']:.1f} of {row['users']}")
-    if not interrupted and (row["warmup_s"] or 0.0) >= warmup_max_s:
+    if (row["warmup_s"] or 0.0) >= warmup_max_s:
         reasons.append(
             f"not steady: warm-up was cut after {warmup_max_s:g} s, before every user had finished a request"
         )

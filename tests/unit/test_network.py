@@ -42,7 +42,7 @@ def test_a_process_sees_its_share_of_the_devices_the_job_was_given(inherited, gp
 
 @pytest.mark.parametrize("inherited", ["0,1", "", None])
 def test_a_plan_that_uses_more_gpus_than_the_job_was_given_is_refused(inherited):
-    with pytest.raises(ProcessError, match="uses GPU 3 of this node and the job was given [02] "):
+    with pytest.raises(ProcessError, match=r"uses GPU 3 of this node and the job was given [02] "):
         network.slice_devices(inherited, (2, 3))
 
 
@@ -51,9 +51,7 @@ def test_the_nodes_are_added_to_what_a_site_exempts_from_its_proxy():
 
     extended = network.extend_no_proxy(environment, ["10.0.0.1", "10.0.0.2"])
 
-    assert extended == dict.fromkeys(
-        ("NO_PROXY", "no_proxy"), "intranet.example,localhost,127.0.0.1,10.0.0.1,10.0.0.2"
-    )
+    assert extended == dict.fromkeys(("NO_PROXY", "no_proxy"), "intranet.example,localhost,127.0.0.1,10.0.0.1,10.0.0.2")
 
 
 @pytest.mark.parametrize("environment", [{}, {"no_proxy": ""}, {"NO_PROXY": "", "no_proxy": "localhost"}])

@@ -150,7 +150,12 @@ def test_the_queue_is_told_until_the_run_speaks_for_itself():
 
 
 def test_a_run_in_the_queue_is_drawn_in_one_line():
-    assert draw(None, QueueState("PENDING", "Resources")).split() == ["quickstart/1", "queue:", "PENDING", "(Resources)"]
+    assert draw(None, QueueState("PENDING", "Resources")).split() == [
+        "quickstart/1",
+        "queue:",
+        "PENDING",
+        "(Resources)",
+    ]
 
 
 def test_the_picture_holds_state_replicas_levels_and_progress():
@@ -161,7 +166,7 @@ def test_the_picture_holds_state_replicas_levels_and_progress():
 
     assert "quickstart/1  running: level 1" in text
     assert "a-0@n1 ready   b-0 planned" in text
-    assert any(line.split() == "10 12,346 50 200 18.3 42 1".split() for line in text.splitlines())
+    assert any(line.split() == ["10", "12,346", "50", "200", "18.3", "42", "1"] for line in text.splitlines())
     assert "INVALID: interrupted" in text
     assert "level 2/2  10 users, measure 12 s" in during
 
