@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from erhpc.config import ExperimentConfig, FitConfig
+from erhpc.config import DEMO_CORPUS, ExperimentConfig, FitConfig
 from erhpc.errors import ConfigError, ErhpcError
 
 CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
@@ -57,7 +57,23 @@ def to_config(composed: DictConfig, kind: type[T]) -> T:
     if strangers:
         names = ", ".join(field.name for field in dataclasses.fields(built))  # type: ignore[arg-type]
         raise ConfigError(f"{', '.join(strangers)}: no such key. Allowed at the top: {names}.")
+    if isinstance(built, ExperimentConfig):
+        _anchor_paths(built, Path.cwd())
     return built
+
+
+def _anchor_paths(experiment: ExperimentConfig, folder: Path) -> None:
+    """Make paths absolute: they mean files near whoever typed them, and the job starts elsewhere."""
+    workload, router = experiment.workload, experiment.router
+    if workload.format != "synthetic" and workload.prompts != DEMO_CORPUS:
+        workload.prompts = str(folder / workload.prompts)
+    if router.corpus != DEMO_CORPUS:
+        router.corpus = str(folder / router.corpus)
+    if router.artefact is not None:
+        router.artefact = str(folder / router.artefact)
+    for expert in experiment.experts.values():
+        if expert.weights is not None:
+            expert.weights = str(folder / expert.weights)
 
 
 def _find_strangers(given: Any, known: Any, path: str = "") -> Iterator[str]:
@@ -139,18 +155,3 @@ def _exit_with(error: Exception) -> NoReturn:
     title = type(error).__name__ if isinstance(error, ErhpcError) else ConfigError.__name__
     print(f"{title}: {explain(error)}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file into plain dictionaries and lists.
-
-    Raises:
-        ConfigError: the file is not readable YAML with keys at its top.
-    """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no mapping.")
-    return {str(key): value for key, value in content.items()}

@@ -1,7 +1,8 @@
 """The schema of a configuration: plain dataclasses, one per Hydra group, validated when built.
 
 This module knows neither Hydra nor OmegaConf (`erhpc.composition` does) and reads no file. Values come from
-`conf/`; a field's docstring says its unit and what a wrong value costs. Everyone may import it.
+`conf/`; a field's docstring says its unit and what a wrong value costs. Everyone may import it. Groups that occur
+in several places have `check(path)`, called by what holds them, so that a message names the whole key.
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ POLICIES = ("cluster", "round_robin", "random", "least_loaded", "none")
 ROUTED_TEXTS = ("last_user", "all")
 PLACEMENTS = ("packed", "spread", "one_per_node")
 PROMPT_FORMATS = ("jsonl", "sharegpt", "synthetic")
-APIS = ("chat", "completions")
+API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+APIS = tuple(API_PATHS)
 QUANTIZATIONS = ("awq", "gptq", "fp8")
 DTYPES = ("bfloat16", "float16", "float32")
 LENGTH_KINDS = ("fixed", "uniform", "lognormal")
 DEMO_CORPUS = "demo"
 """The value of a corpus or prompts field that means the prompts erhpc ships."""
+AUTO_MODEL = "auto"
+"""The model name that lets the router choose; no expert may bear it."""
+MAX_USERS = 1_000_000
+CHARS_PER_TOKEN = 4
+"""Rule of thumb for English text and byte-pair vocabularies of 32,000 to 128,000 entries."""
+KEEP_ALIVE_S = 4.0
+"""Idle time after which no client uses a connection again; uvicorn, which serves vLLM, closes them after 5 s."""
 
 
 @dataclass
@@ -43,19 +52,24 @@ class ArchitectureConfig:
     rope_theta: float = 500000.0
 
     def __post_init__(self) -> None:
+        heads = self.num_attention_heads
+        if self.head_dim is None and heads > 0 and self.hidden_size % heads == 0:
+            self.head_dim = self.hidden_size // heads
+
+    def check(self, path: str) -> None:
+        """Raise ConfigError, naming keys under `path`, if the shape is none of a model."""
         for name in ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_kv_heads"):
-            require_range(f"architecture.{name}", getattr(self, name), 1)
-        require_range("architecture.vocab_size", self.vocab_size, 300)
+            require_range(f"{path}.{name}", getattr(self, name), 1)
+        require_range(f"{path}.vocab_size", self.vocab_size, 300)
         if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ConfigError(
-                    f"architecture.hidden_size={self.hidden_size} is no multiple of "
-                    f"num_attention_heads={self.num_attention_heads}. Set architecture.head_dim."
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            raise ConfigError(
+                f"{path}.hidden_size={self.hidden_size} is no multiple of "
+                f"num_attention_heads={self.num_attention_heads}. Set {path}.head_dim."
+            )
+        require_range(f"{path}.head_dim", self.head_dim, 1)
         if self.num_attention_heads % self.num_kv_heads:
             raise ConfigError(
-                f"architecture.num_kv_heads={self.num_kv_heads} does not divide "
+                f"{path}.num_kv_heads={self.num_kv_heads} does not divide "
                 f"num_attention_heads={self.num_attention_heads}."
             )
 
@@ -84,15 +98,17 @@ class ExpertConfig:
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Extra flags of the engine, e.g. {stream-interval: 4}; true adds a bare flag, false and null add none."""
 
-    def __post_init__(self) -> None:
-        require_choice("expert.dtype", self.dtype, DTYPES)
+    def check(self, path: str) -> None:
+        """Raise ConfigError, naming keys under `path`, if a value is out of range."""
+        self.architecture.check(f"{path}.architecture")
+        require_choice(f"{path}.dtype", self.dtype, DTYPES)
         if self.quantization is not None:
-            require_choice("expert.quantization", self.quantization, QUANTIZATIONS)
+            require_choice(f"{path}.quantization", self.quantization, QUANTIZATIONS)
         for name in ("tensor_parallel", "replicas", "max_num_seqs"):
-            require_range(f"expert.{name}", getattr(self, name), 1)
-        require_range("expert.max_model_len", self.max_model_len, 16)
-        require_range("expert.max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
-        require_range("expert.gpu_memory_utilization", self.gpu_memory_utilization, 0.05, 0.99)
+            require_range(f"{path}.{name}", getattr(self, name), 1)
+        require_range(f"{path}.max_model_len", self.max_model_len, 16)
+        require_range(f"{path}.max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+        require_range(f"{path}.gpu_memory_utilization", self.gpu_memory_utilization, 0.05, 0.99)
 
 
 @dataclass
@@ -111,6 +127,8 @@ class EngineConfig:
     """Patience for a replica to become ready, on top of the time its weights take at load_rate_gb_per_s."""
     load_rate_gb_per_s: float = 1.0
     """Slowest rate at which weights may be expected to load per node, in GB/s."""
+    prefix_caching: bool = False
+    """Let vLLM answer repeated prompts from its cache: off, or TTFT at many users measures the cache."""
     parallel_loads: int = 4
     """How many replicas of a node load at the same time."""
     stop_timeout_s: float = 10.0
@@ -200,12 +218,13 @@ class LengthConfig:
     low: int = 1
     high: int = 4096
 
-    def __post_init__(self) -> None:
-        require_choice("length.kind", self.kind, LENGTH_KINDS)
-        require_range("length.low", self.low, 1)
-        require_range("length.high", self.high, self.low)
-        require_range("length.mean", self.mean, self.low, self.high)
-        require_range("length.sigma", self.sigma, 0)
+    def check(self, path: str) -> None:
+        """Raise ConfigError, naming keys under `path`, if a value is out of range."""
+        require_choice(f"{path}.kind", self.kind, LENGTH_KINDS)
+        require_range(f"{path}.low", self.low, 1)
+        require_range(f"{path}.high", self.high, self.low)
+        require_range(f"{path}.mean", self.mean, self.low, self.high)
+        require_range(f"{path}.sigma", self.sigma, 0)
 
 
 @dataclass
@@ -239,8 +258,12 @@ class WorkloadConfig:
     """Longest time of one request; longer ones are recorded as failed."""
 
     def __post_init__(self) -> None:
-        if not self.users or any(count < 1 for count in self.users):
-            raise ConfigError(f"workload.users={self.users} must be a list of positive numbers, e.g. [1,10,100].")
+        if not self.users or any(not 1 <= count <= MAX_USERS for count in self.users):
+            raise ConfigError(
+                f"workload.users={self.users} must be a list of numbers from 1 to {MAX_USERS}, e.g. [1,10,100]."
+            )
+        self.input_tokens.check("workload.input_tokens")
+        self.output_tokens.check("workload.output_tokens")
         require_choice("workload.format", self.format, PROMPT_FORMATS)
         require_choice("workload.api", self.api, APIS)
         for name in ("think_time_s", "warmup_s", "drain_s", "temperature"):
@@ -272,7 +295,8 @@ class ClusterConfig:
     exclude: str | None = None
     exclusive: bool = False
     time_limit_min: int | None = None
-    """Longest walltime the site allows, in minutes; a plan that needs more is refused."""
+    """Longest walltime the site allows, in minutes: the job asks for no more, and a run expected to take longer is
+    refused."""
     signal_delay_s: int = 90
     """How long before the time limit Slurm warns the job, so that it can save and stop."""
     ports: list[int] = field(default_factory=lambda: [20000, 32000])
@@ -280,7 +304,7 @@ class ClusterConfig:
     tmp: str = "/tmp"
     """Node-local folder; keep it short: Unix socket paths end at 107 bytes."""
     interface: str | None = None
-    """Network interface between nodes; None: the one that reaches the first node."""
+    """Network interface between nodes; None: the address that the node's own name stands for."""
     setup: list[str] = field(default_factory=list)
     """Shell lines before the job starts, e.g. [module load python]."""
 
@@ -289,6 +313,9 @@ class ClusterConfig:
         require_range("cluster.gpus_per_node", self.gpus_per_node, 0)
         require_range("cluster.max_nodes", self.max_nodes, 1)
         require_range("cluster.signal_delay_s", self.signal_delay_s, 0)
+        for name in ("cpus_per_node", "time_limit_min"):
+            if getattr(self, name) is not None:
+                require_range(f"cluster.{name}", getattr(self, name), 1)
         if len(self.ports) != 2 or not 1024 <= self.ports[0] <= self.ports[1] <= 65535:
             raise ConfigError(
                 f"cluster.ports={self.ports} must be [first,last] within 1024..65535, e.g. [20000,32000]."
@@ -322,12 +349,28 @@ class ExperimentConfig:
                 "+expert@experts.math=llama3_8b."
             )
         bad = [name for name in self.experts if not name.replace("_", "").replace("-", "").isalnum()]
-        if bad or "auto" in self.experts:
+        if bad or AUTO_MODEL in self.experts:
             raise ConfigError(
-                f"experts: {bad or ['auto']} cannot be expert names. Use letters, digits, '-' and '_'; "
-                "'auto' is the name under which the router answers."
+                f"experts: {bad or [AUTO_MODEL]} cannot be expert names. Use letters, digits, '-' and '_'; "
+                f"{AUTO_MODEL!r} is the name under which the router answers."
             )
+        require_range("seed", self.seed, 0)
+        for name, expert in self.experts.items():
+            expert.check(f"experts.{name}")
+        self._check_lengths()
         self._check_router()
+
+    def _check_lengths(self) -> None:
+        """The longest answer must leave room for a prompt in every expert."""
+        length = self.workload.output_tokens
+        key, longest = ("mean", length.mean) if length.kind == "fixed" else ("high", length.high)
+        for name, expert in self.experts.items():
+            if longest >= expert.max_model_len:
+                raise ConfigError(
+                    f"workload.output_tokens.{key}={longest} leaves no room for a prompt within "
+                    f"experts.{name}.max_model_len={expert.max_model_len}, which bounds prompt plus answer. "
+                    "Lower the first or raise the second."
+                )
 
     def _check_router(self) -> None:
         total = sum(expert.replicas for expert in self.experts.values())
@@ -367,3 +410,4 @@ class FitConfig:
         require_range("dimensions", self.dimensions, 1)
         require_range("max_vocabulary", self.max_vocabulary, 1)
         require_range("iterations", self.iterations, 1)
+        require_range("seed", self.seed, 0)

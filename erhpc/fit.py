@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from erhpc.composition import verb
 from erhpc.config import FitConfig
+from erhpc.console import open_console
 from erhpc.corpus.prompts import read_prompts
 from erhpc.routing.artefact import Cluster, Fitted
 from erhpc.routing.fitting import fit_to
@@ -23,8 +23,7 @@ def main(settings: FitConfig, _yaml: str) -> None:
     """Fit, write the artefact, print what the clusters are."""
     prompts = read_prompts(settings.corpus)
     fitted = fit_to(Path(settings.output), prompts, settings)
-    console = Console()
-    console.print(draw_clusters(fitted))
+    open_console().print(draw_clusters(fitted))
     print(summarise(fitted, len(prompts)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -33,22 +34,38 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = open_console()
     try:
-        return max(_attend(RunPaths(run.resolve()), options, console) for run in options.run)
-    except ErhpcError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        runs = [RunPaths(run.resolve()) for run in options.run]
+        cancelled = [_guard(_cancel, run, console) for run in runs] if options.cancel else []
+        shown = [_guard(_show if options.once else _follow, run, console) for run in runs]
+        return max(*cancelled, *shown, 0)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
-def _attend(run: RunPaths, options: argparse.Namespace, console: Console) -> int:
+def _guard(act: Callable[[RunPaths, Console], int], run: RunPaths, console: Console) -> int:
+    """A run that cannot be looked at must not keep the others from it."""
+    try:
+        return act(run, console)
+    except ErhpcError as error:
+        print(f"{run.root}: {type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _cancel(run: RunPaths, _console: Console) -> int:
+    cancel(read_job(run), run)
+    return 0
+
+
+def _show(run: RunPaths, console: Console) -> int:
     job = read_job(run)
     console.print(f"run: {run.root}")
-    if options.cancel:
-        cancel(job, run)
-    if options.once:
-        LineView(console).show(read_status(run.status), query_state(job, run))
-        return 0
+    LineView(console).show(read_status(run.status), query_state(job, run))
+    return 0
+
+
+def _follow(run: RunPaths, console: Console) -> int:
+    job = read_job(run)
+    console.print(f"run: {run.root}")
     return conclude(follow(job, run, console), run, console)
 
 

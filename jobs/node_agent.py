@@ -40,9 +40,8 @@ async def _serve(plan: Plan, run: RunPaths) -> tuple[str, str | None]:
     job = JobEnvironment()
     hostnames = list(job.hostnames) if plan.cluster == "slurm" else [network.LOOPBACK] * plan.num_nodes
     node = os.environ.get("SLURMD_NODENAME") or (f"local{job.global_rank}" if plan.cluster == "local" else job.hostname)
-    identity = NodeIdentity(
-        rank=job.global_rank, node=node, num_nodes=1 if plan.cluster == "local" else plan.num_nodes, job_id=job.job_id
-    )
+    shares_machine = plan.cluster == "local" or plan.num_nodes == 1
+    identity = NodeIdentity(rank=job.global_rank, node=node, job_id=job.job_id, shares_machine=shares_machine)
     ports = [plan.ports.base(band) + RENDEZVOUS_PORT for band in plan.ports.bands_for(int(job.job_id))]
     key = run.key.read_text().strip()
     stop_signal = asyncio.Event()
@@ -63,7 +62,14 @@ async def _follow(
     key: str,
     stop_signal: asyncio.Event,
 ) -> tuple[str, str | None]:
-    link = await connect_rendezvous(network.resolve(head), ports, key, CONNECT_TIMEOUT_S)
+    connecting = asyncio.create_task(connect_rendezvous(network.resolve(head), ports, key, CONNECT_TIMEOUT_S))
+    stopping = asyncio.create_task(stop_signal.wait())
+    await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not connecting.done():
+        connecting.cancel()
+        return "interrupted", None
+    link = connecting.result()
     await NodeAgent(plan, run, identity, link, key, stop_signal).serve()
     return "done", None
 

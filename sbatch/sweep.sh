@@ -27,12 +27,14 @@ cancel_runs() {
 }
 trap cancel_runs TERM INT
 
+failed=0
 for experiment in $experiments; do
-  "$python" -m erhpc.launch "+experiment=$experiment" detach=true "output_root=$root" "$@"
+  # One configuration that does not fit must not keep the others from running.
+  "$python" -m erhpc.launch "+experiment=$experiment" detach=true "output_root=$root" "$@" || failed=$?
 done
 
 # In the background, because bash runs a trap only once the command in the foreground has ended.
 "$python" -m erhpc.status "$root"/*/*/ &
-wait $! && failed=0 || failed=$?
+wait $! || failed=$?
 "$python" -m erhpc.report "$root" --output "$root/report"
 exit "$failed"

@@ -26,8 +26,10 @@ from erhpc.results.paths import RunPaths
 from erhpc.results.provenance import add_to_manifest
 
 GATHER_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 60.0
-SURVEYED_BANDS = 16
+EVERYBODY = -1
+"""The rank under which the end of the walltime is noted."""
+STOP_MARGIN_S = 30.0
+"""On top of the patience that the plan gives its processes: KILL, and a slow file system."""
 
 
 class Interruption(Exception):
@@ -53,36 +55,39 @@ class Coordinator:
 
     async def conduct(self) -> RunStatus:
         """Run the plan from the first handshake to the last proof."""
-        status = self._file.status
-        try:
-            self._enter("starting", "gathering the nodes")
-            async with (
-                asyncio.timeout(self._plan.walltime_s + GATHER_TIMEOUT_S) as deadline,
-                contextlib.AsyncExitStack() as stack,
-            ):
+        # The machine is held until everything is stopped, so the stack encloses the stopping.
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                self._enter("starting", "gathering the nodes")
                 await self._gather()
                 if self._plan.cluster == "local":
                     self._enter("waiting", "another local run holds this machine")
                     await self._unless_interrupted(stack.enter_async_context(hold_machine(self._plan)))
-                    deadline.reschedule(asyncio.get_running_loop().time() + self._plan.walltime_s)
+                expiry = asyncio.create_task(self._expire())
+                stack.callback(expiry.cancel)
                 bindings = await self._assign()
                 await self._load_servers()
                 await self._run_levels(bindings)
                 self._enter("finished")
-        except Interruption:
-            self._enter("interrupted", "told to stop; finished levels are saved")
-        except TimeoutError:
-            self._fail(
-                f"the planned walltime of {self._plan.walltime_s / 60:.0f} min is over; finished levels are saved"
-            )
-        except ProcessError as error:
-            self._fail(str(error))
-        except Exception as error:
-            self._fail(f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            await self._stop_all()
-        return status
+            except Interruption:
+                self._enter("interrupted", "told to stop; finished levels are saved")
+            except ProcessError as error:
+                self._fail(str(error))
+            except Exception as error:
+                self._fail(f"{type(error).__name__}: {error}")
+                raise
+            finally:
+                await self._stop_all()
+        return self._file.status
+
+    async def _expire(self) -> None:
+        """End the run like a failure once its walltime is over; Slurm warns before, a local run has only this."""
+        await asyncio.sleep(self._plan.walltime_s)
+        reason = (
+            f"the planned walltime of {self._plan.walltime_s / 60:.0f} min is over ({self._file.status.detail}). "
+            "Shorten the levels (workload.measure_s, drain_s) or ask for fewer of them"
+        )
+        await self.crew.lose(EVERYBODY, reason)
 
     async def _gather(self) -> None:
         everybody = self.crew.wait_for(
@@ -100,7 +105,7 @@ class Coordinator:
 
     async def _assign(self) -> Bindings:
         hellos = [self.crew.hellos[rank] for rank in range(self._plan.num_nodes)]
-        bands = list(self._plan.ports.bands_for(self._job_number))[:SURVEYED_BANDS]
+        bands = list(self._plan.ports.bands_for(self._job_number))
         self.crew.tell(Survey(bands=bands))
         await self.crew.wait_for(lambda: len(self.crew.free_bands) == self._plan.num_nodes or self._is_over())
         self._check()
@@ -161,7 +166,7 @@ class Coordinator:
             self.crew.tell(Stop(names=[client.name]), [client.node])
             await self.crew.wait_for(
                 lambda: self.crew.phase(client.name) in ("stopped", "exited", "failed") or bool(self.crew.lost),
-                client.stop_timeout_s,
+                client.stop_timeout_s + STOP_MARGIN_S,
             )
         row = await store.store(level, reasons)
         if row is not None:
@@ -177,7 +182,7 @@ class Coordinator:
         if self.crew.interrupted:
             return ["interrupted"]
         failure = self.crew.find_failure(process.name for process in self._servers)
-        return [f"server died: {failure}"] if failure else []
+        return [f"broken off: {failure}"] if failure else []
 
     def _is_over(self) -> bool:
         return self.crew.interrupted or self.crew.find_failure(p.name for p in self._servers) is not None
@@ -204,12 +209,14 @@ class Coordinator:
 
     async def _stop_all(self) -> None:
         self.crew.tell(Stop())
+        # Clients are stopped before servers, one patience after the other.
+        timeout_s = 2 * max(process.stop_timeout_s for process in self._plan.processes) + STOP_MARGIN_S
         gone = await self.crew.wait_for(
-            lambda: len(self.crew.done) + len(self.crew.lost) >= len(self.crew.hellos), STOP_TIMEOUT_S
+            lambda: set(self.crew.hellos) <= set(self.crew.done) | set(self.crew.lost), timeout_s
         )
         leftovers = [line for lines in self.crew.done.values() for line in lines]
         if not gone or leftovers:
-            self._fail("; ".join(leftovers) or f"not every agent stopped within {STOP_TIMEOUT_S:.0f} s")
+            self._fail("; ".join(leftovers) or f"not every agent stopped within {timeout_s:.0f} s")
         self._file.publish()
 
     def _enter(self, state: RunState, detail: str = "") -> None:
@@ -234,5 +241,5 @@ class Coordinator:
 
     def _show_progress(self, output: Output) -> None:
         with contextlib.suppress(msgspec.DecodeError):
-            self._file.status.progress = msgspec.json.decode(output.line)
+            self._file.status.progress = msgspec.json.decode(output.line, type=dict[str, Any])
             self._file.publish()

@@ -45,15 +45,22 @@ class Crew:
     async def admit(self, link: Link[AgentMessage]) -> None:
         """Follow one agent's connection to its end."""
         hello = await link.receive()
+        if isinstance(hello, Done):
+            await self.lose(hello.rank, hello.error or f"the agent of rank {hello.rank} left before it began")
         if not isinstance(hello, Hello) or hello.rank in self._links:
             await link.close()
             return
         self._links[hello.rank] = link
-        await self._note(hello.rank, hello)
-        while (message := await link.receive()) is not None:
-            await self._note(hello.rank, message)
+        who = f"the agent of node {hello.node} (rank {hello.rank})"
+        try:
+            await self._note(hello.rank, hello)
+            while (message := await link.receive()) is not None:
+                await self._note(hello.rank, message)
+        except Exception as error:
+            await self.lose(hello.rank, f"{who} cannot be understood: {type(error).__name__}: {error}")
+            raise
         if hello.rank not in self.done:
-            await self.lose(hello.rank, f"the agent of node {hello.node} (rank {hello.rank}) {_SILENT_END}")
+            await self.lose(hello.rank, f"{who} {_SILENT_END}")
 
     async def interrupt(self) -> None:
         """Note that the run was told to stop."""
@@ -108,6 +115,8 @@ class Crew:
                 self.interrupted = True
             case Done():
                 self.done[rank] = message.leftovers
+                if message.error:
+                    self.lost.setdefault(rank, message.error)
         await self._notify()
 
     async def _notify(self) -> None:

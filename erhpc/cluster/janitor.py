@@ -1,6 +1,6 @@
 """Ends an agent's children when the agent itself is killed: nothing may hold GPUs after a run.
 
-A tiny process per agent, run as `python -m erhpc.cluster.janitor`. It is told over its stdin which sessions
+A tiny process per agent, run as `python -m erhpc.cluster.janitor FOLDER`. It is told over its stdin which sessions
 exist, and when stdin closes, because the agent is gone, it ends those that are left. vLLM's engine processes
 outlive their parent, so the parent's death alone is not enough.
 """
@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import IO
 
 from erhpc.cluster.process import end_session
@@ -21,11 +23,11 @@ _TERM_TIMEOUT_S = 5.0
 
 
 class Janitor:
-    """The agent's side: tells the janitor process which sessions to end if the agent vanishes."""
+    """The agent's side: tells the janitor which sessions to end, before it removes `folder`, if the agent vanishes."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "erhpc.cluster.janitor"],
+            [sys.executable, "-m", "erhpc.cluster.janitor", str(folder)],
             stdin=subprocess.PIPE,
             start_new_session=True,
             # Its output must not keep the agent's pipes open.
@@ -72,6 +74,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_end_all(collect_sessions(sys.stdin)))
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
 
 
 if __name__ == "__main__":

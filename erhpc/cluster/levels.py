@@ -1,6 +1,6 @@
 """Turns what clients wrote for a level into rows of the results, with every reason to distrust it.
 
-It asks the servers how late their event loops ran; formulas are in `erhpc.results.metrics`.
+It asks the servers how late they ran; formulas are in `erhpc.results.metrics`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,27 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from erhpc.plan.plan import Plan, PlannedLevel
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
 from erhpc.results.metrics import summarise_level
-from erhpc.results.paths import RunPaths
+from erhpc.results.paths import FIRST_CLIENT, RunPaths
 from erhpc.results.record import ClientPart, LevelIdentity
+from erhpc.results.telemetry import KEEP_S
 
 _TELEMETRY_TIMEOUT_S = 2.0
+
+
+class _Telemetry(msgspec.Struct):
+    """What gateways and emulated experts say; only the latter run steps."""
+
+    lag_p99_s: float
+    step_lateness_p99_s: float = 0.0
+
+
+_decode_telemetry = msgspec.json.Decoder(_Telemetry).decode
 
 
 class LevelStore:
@@ -47,27 +59,30 @@ class LevelStore:
 
     async def store(self, level: PlannedLevel, reasons: list[str]) -> dict[str, Any] | None:
         """Append a level's records and its row; returns the row, None when no client left records."""
-        part_path = self._run.part(level.level, "client-0")
+        part_path = self._run.part(level.level, FIRST_CLIENT)
         if not part_path.exists():
             return None
         part = await asyncio.to_thread(store.read_part, part_path)
-        gateway_lag_s, engine_lag_s = await self._read_lags(part, bool(reasons))
+        # Once a server died or the run was interrupted, silence has its reason already.
+        gateway_lag_s, engine_lag_s, silences = (None, None, []) if reasons else await self._read_lags(part)
         await self._save_gateway_metrics()
-        row = await asyncio.to_thread(self._append, level, part, gateway_lag_s, engine_lag_s, reasons)
+        row = await asyncio.to_thread(self._append, level, part, gateway_lag_s, engine_lag_s, [*reasons, *silences])
         part_path.unlink()
         return row
 
-    async def _read_lags(self, part: ClientPart, is_over: bool) -> tuple[float | None, float | None]:
-        """Worst lag of the gateway and of the emulated experts since the window began; None where nobody says."""
-        if is_over:
-            return None, None
+    async def _read_lags(self, part: ClientPart) -> tuple[float | None, float | None, list[str]]:
+        """Lag of the gateway, worst lag of the emulated experts since the window began, and who did not tell."""
         # Rank 0 and its client share the node's monotonic clock; the drain after the window counts too.
-        window_s = (time.monotonic_ns() - part.window_start_monotonic_ns) / 1e9
-        gateway = [self._gateway_url] if self._gateway_url else []
-        replicas = self._replica_urls if self._plan.is_emulated else []
-        lags = await asyncio.gather(*(self._read_lag(url, window_s) for url in [*gateway, *replicas]))
-        known = [lag for lag in lags[len(gateway) :] if lag is not None]
-        return (lags[0] if gateway else None), max(known, default=None)
+        window_s = min((time.monotonic_ns() - part.window_start_monotonic_ns) / 1e9, KEEP_S)
+        servers = {"gateway": self._gateway_url} if self._gateway_url else {}
+        if self._plan.is_emulated:
+            names = (replica.replica for replica in self._plan.replicas)
+            servers |= dict(zip(names, self._replica_urls, strict=True))
+        answers = await asyncio.gather(*(self._read_lag(url, window_s) for url in servers.values()))
+        found = dict(zip(servers, answers, strict=True))
+        lags_s = {name: answer for name, answer in found.items() if isinstance(answer, float)}
+        silences = [f"{name}: no telemetry ({answer})" for name, answer in found.items() if isinstance(answer, str)]
+        return lags_s.pop("gateway", None), max(lags_s.values(), default=None), silences
 
     async def _save_gateway_metrics(self) -> None:
         """Keep the gateway's counters beside the records: they must tell of the same number of requests."""
@@ -77,14 +92,16 @@ class LevelStore:
             async with self._session.get(f"{self._gateway_url}/metrics") as answer:
                 write_atomically(self._run.gateway_metrics, await answer.read())
 
-    async def _read_lag(self, url: str, window_s: float) -> float | None:
+    async def _read_lag(self, url: str, window_s: float) -> float | str:
+        """How late a server ran, its event loop or its steps, in seconds; a text says why it does not tell."""
         try:
             async with self._session.get(f"{url}/telemetry", params={"window_s": f"{window_s:.3f}"}) as answer:
-                body = await answer.json() if answer.status == 200 else {}
-        except (aiohttp.ClientError, TimeoutError):
-            return None
-        lag_s = body.get("lag_p99_s")
-        return float(lag_s) if isinstance(lag_s, int | float) else None
+                if answer.status != 200:
+                    return f"HTTP {answer.status}"
+                telemetry = _decode_telemetry(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return str(error) or type(error).__name__
+        return max(telemetry.lag_p99_s, telemetry.step_lateness_p99_s)
 
     def _append(
         self,
@@ -103,15 +120,13 @@ class LevelStore:
             num_replicas=len(self._plan.replicas),
             num_gpus=self._plan.num_gpus,
         )
-        workload = self._plan.experiment.workload
         row = summarise_level(
             identity,
             [part],
             gateway_lag_s,
             engine_lag_s,
             reasons,
-            think_time_s=workload.think_time_s,
-            warmup_max_s=workload.warmup_max_s,
+            think_time_s=self._plan.experiment.workload.think_time_s,
         )
         store.append_level(self._run, identity, [part], row)
         return row

@@ -74,14 +74,15 @@ class Interrupted(msgspec.Struct, tag="interrupted", kw_only=True, frozen=True):
     """Agent: this node was told to stop (scancel, time limit)."""
 
     rank: int
-    signal: str
 
 
 class Done(msgspec.Struct, tag="done", kw_only=True, frozen=True):
-    """Agent: every process of this node is gone; `leftovers` names any that are not."""
+    """Agent: I end; every process of this node is gone but those that `leftovers` names."""
 
     rank: int
     leftovers: list[str]
+    error: str = ""
+    """Why this node cannot take part any longer; empty when it was told to stop."""
 
 
 AgentMessage = Hello | FreeBands | ProcessReport | Output | Interrupted | Done

@@ -16,6 +16,8 @@ from erhpc.plan.ports import RENDEZVOUS_PORT, PortMap
 
 LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = "0.0.0.0"
+LOCAL_DEVICES_VARIABLE = "ERHPC_VISIBLE_DEVICES"
+"""submitit's local executor knows GPU numbers only; ids (UUIDs, MIG) travel beside it."""
 _SIOCGIFADDR = 0x8915
 
 
@@ -62,14 +64,17 @@ def choose_listen_address(hostnames: Sequence[str]) -> str:
 
 
 def choose_own_address(
-    *, node: str, num_nodes: int, interface: str | None, link_address: str, coordinator_address: str
+    *, node: str, shares_machine: bool, interface: str | None, link_address: str, coordinator_address: str
 ) -> str:
     """The address under which the other nodes reach this one.
 
-    A configured interface wins; a single node stays on loopback. Otherwise it is what the node's own name means,
-    unless that is loopback (as in many /etc/hosts) while rank 0's is not: then the address that reaches rank 0.
+    A run on one machine stays on loopback; else a configured interface wins. Otherwise it is what the node's own name
+    means, unless that is loopback (as in many /etc/hosts) while rank 0's is not: then the address that reaches rank 0.
+
+    Raises:
+        ProcessError: the interface or the name means nothing on this node.
     """
-    if num_nodes == 1:
+    if shares_machine:
         return LOOPBACK
     if interface is not None:
         return read_interface_address(interface)
@@ -95,6 +100,11 @@ def find_free_bands(ports: PortMap, bands: Sequence[int], address: str) -> list[
         for band in bands
         if all(is_free(address, ports.base(band) + offset) for offset in range(RENDEZVOUS_PORT + 1, ports.width))
     ]
+
+
+def find_visible_devices(environment: Mapping[str, str]) -> str | None:
+    """The GPUs that the job was given: by Slurm, or for a local run by whoever launched it."""
+    return environment.get(LOCAL_DEVICES_VARIABLE, environment.get("CUDA_VISIBLE_DEVICES"))
 
 
 def slice_devices(inherited: str | None, gpus: Sequence[int]) -> str:

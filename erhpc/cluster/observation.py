@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 
 from erhpc.config import ClusterConfig
-from erhpc.experts.vllm import default_interpreter
+from erhpc.errors import InputError
+from erhpc.experts.vllm import PYTHON_VARIABLE, default_interpreter
 from erhpc.plan.site import Site
 
 _COMMAND_TIMEOUT_S = 15.0
@@ -23,8 +25,9 @@ def observe_site(cluster: ClusterConfig) -> Site:
     return Site(
         slurm_answers=slurm,
         slurm_gpus_per_node=parse_gres(gres),
-        local_gpus=len(_output("nvidia-smi", "--list-gpus").splitlines()) if shutil.which("nvidia-smi") else 0,
-        vllm_python=find_vllm_python(),
+        local_gpus=count_local_gpus(_output("nvidia-smi", "--list-gpus"), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        vllm_python=os.environ.get(PYTHON_VARIABLE),
+        vllm_cpu_python=_find_cpu_interpreter(),
     )
 
 
@@ -33,9 +36,17 @@ def parse_gres(text: str) -> int:
     return max((sum(map(int, _GRES_GPUS.findall(line))) for line in text.splitlines()), default=0)
 
 
-def find_vllm_python() -> str | None:
-    """The interpreter of a vLLM environment: $ERHPC_VLLM_PYTHON, else the one `make vllm-env` builds."""
-    interpreter = default_interpreter()
+def count_local_gpus(listing: str, visible: str | None) -> int:
+    """GPUs in the lines of `nvidia-smi --list-gpus`, or as many of them as CUDA_VISIBLE_DEVICES leaves. Pure."""
+    installed = len(listing.splitlines())
+    return installed if visible is None else min(installed, len([name for name in visible.split(",") if name]))
+
+
+def _find_cpu_interpreter() -> str | None:
+    try:
+        interpreter = default_interpreter(environ={k: v for k, v in os.environ.items() if k != PYTHON_VARIABLE})
+    except InputError:
+        return None  # no lock file in this installation, so no environment either
     return str(interpreter) if interpreter.exists() else None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from erhpc.config import ExperimentConfig, FitConfig
-from erhpc.corpus.prompts import demo_text, read_prompts
+from erhpc.corpus.prompts import demo_text, hash_source, read_prompts
 from erhpc.errors import ConfigError, InputError
 from erhpc.experts.model_directory import write_model_directory
 from erhpc.plan.plan import Plan
@@ -106,9 +106,18 @@ def _describe(plan: Plan, run: RunPaths) -> dict[str, Any]:
         "notices": plan.notices,
         "config": msgspec.to_builtins(plan.experiment),
         "plan": run.plan.name,
+        "inputs": _describe_inputs(plan.experiment),
         "submitted_from": collect_provenance(),
         "nodes": {},
     }
+
+
+def _describe_inputs(experiment: ExperimentConfig) -> dict[str, Any]:
+    """SHA-256 of every file the results depend on: without its text a prompt's id says nothing."""
+    named = {"workload.prompts": experiment.workload.prompts, "router.corpus": experiment.router.corpus}
+    if experiment.workload.format == "synthetic":
+        del named["workload.prompts"]
+    return {key: {"source": source, "sha256": hash_source(source)} for key, source in named.items()}
 
 
 def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:

@@ -26,10 +26,10 @@ def find_session_members(session: int) -> list[int]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            stat = Path(entry.path, "stat").read_text()
-            # The command name stands in parentheses and may hold spaces; state, parent, group, session follow it.
-            state, _, _, owner = stat.rpartition(")")[2].split()[:4]
-            if int(owner) == session and state not in "ZX":
+            stat = Path(entry.path, "stat").read_bytes()
+            # The command name stands in parentheses and may hold any byte; state, parent, group, session follow it.
+            state, _, _, owner = stat.rpartition(b")")[2].split()[:4]
+            if int(owner) == session and state not in (b"Z", b"X"):
                 members.append(int(entry.name))
     return members
 
@@ -56,7 +56,7 @@ async def _signal_until_gone(session: int, number: signal.Signals, timeout_s: fl
     while members := find_session_members(session):
         # One signal each is enough, but a process that forks meanwhile leaves newcomers behind.
         for pid in set(members) - signalled:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
         signalled.update(members)
         if asyncio.get_running_loop().time() >= deadline_s:

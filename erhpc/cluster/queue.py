@@ -79,10 +79,10 @@ def _is_controller(pid: int, run: RunPaths) -> bool:
     """Whether this process is the run's controller, and not another one that got its number."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except OSError:
         return False
-    return os.fsencode(run.submission) in command and state != "Z"
+    return os.fsencode(run.submission) in command and state != b"Z"
 
 
 def _ask(*argv: str) -> str | None:

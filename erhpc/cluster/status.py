@@ -5,6 +5,7 @@ Viewers (launch, `python -m erhpc.status`) only read it; they may be on another 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,14 +73,15 @@ class StatusFile:
         self.status = status
 
     def publish(self) -> None:
-        """Replace the file with the status as it is now."""
+        """Replace the file with the status as it is now; a file system that refuses must not end the run."""
         self.status.updated_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-        write_atomically(self.path, msgspec.json.format(msgspec.json.encode(self.status)))
+        with contextlib.suppress(OSError):
+            write_atomically(self.path, msgspec.json.format(msgspec.json.encode(self.status)))
 
 
 def read_status(path: Path) -> RunStatus | None:
-    """The published status, None before there is one."""
+    """The published status, None before there is one, or while the file system does not show it."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunStatus)
-    except FileNotFoundError:
+    except OSError:
         return None

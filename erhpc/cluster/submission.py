@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from erhpc.cluster.network import LOCAL_DEVICES_VARIABLE
 from erhpc.config import ClusterConfig
 from erhpc.errors import SubmitError
 from erhpc.plan.plan import Plan
@@ -54,7 +56,11 @@ def build_slurm_parameters(plan: Plan) -> dict[str, Any]:
         "setup": list(cluster.setup) or None,
         # Some Slurm versions do not hand the job's CPUs on to srun; a dead rank must end the others.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus_per_node}"],
-        "additional_parameters": {"signal": f"USR2@{_warning_s(cluster, walltime_min)}"},
+        "additional_parameters": {
+            "signal": f"USR2@{_warning_s(cluster, walltime_min)}",
+            # A second try in the same folder would mix its records with the first one's.
+            "no-requeue": True,
+        },
     }
     # submitit's default wckey ("submitit") is refused by sites that check them, so None must reach it.
     return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}
@@ -71,12 +77,12 @@ def submit(plan: Plan, run: RunPaths, run_node: Callable[[str], object]) -> Subm
         SubmitError: the scheduler refused it.
     """
     logging.getLogger("submitit").setLevel(logging.ERROR)
-    executor = _build_executor(plan, run)
     # A job submitted from inside another must not inherit that one's Slurm variables, nor our terminal's signals.
-    with _without_slurm_variables(), ignored_signals(), _detached_output():
+    with _environment_for_job(plan), ignored_signals(), _detached_output():
         try:
-            job_id = str(executor.submit(run_node, str(run.root)).job_id)
+            job_id = str(_build_executor(plan, run).submit(run_node, str(run.root)).job_id)
         except Exception as error:
+            shutil.rmtree(run.root, ignore_errors=True)  # nothing was queued, so nothing is lost
             raise SubmitError(f"the scheduler refused the job: {error}".strip()) from error
     job = SubmittedJob(scheduler=plan.cluster, job_id=job_id)
     write_atomically(run.job, msgspec.json.encode(job))
@@ -90,16 +96,8 @@ def _build_executor(plan: Plan, run: RunPaths) -> Any:
         executor = submitit.SlurmExecutor(folder=run.submission, python=sys.executable)
         executor.update_parameters(**build_slurm_parameters(plan))
         return executor
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    chosen = [int(device) for device in visible if device.isdigit()] or list(range(plan.gpus_per_node))
-    gpus = chosen if plan.requests_gpus else []
     executor = submitit.LocalExecutor(folder=run.submission)
-    executor.update_parameters(
-        tasks_per_node=plan.num_nodes,
-        timeout_min=LOCAL_TIMEOUT_MIN,
-        gpus_per_node=plan.gpus_per_node if gpus else 0,
-        visible_gpus=gpus,
-    )
+    executor.update_parameters(tasks_per_node=plan.num_nodes, timeout_min=LOCAL_TIMEOUT_MIN)
     return executor
 
 
@@ -118,13 +116,20 @@ def read_job(run: RunPaths) -> SubmittedJob:
 
 
 @contextlib.contextmanager
-def _without_slurm_variables() -> Iterator[None]:
-    kept = {name for name in os.environ if name in ("SLURM_CONF",) or not name.startswith(("SLURM_", "SBATCH_"))}
-    removed = {name: os.environ.pop(name) for name in list(os.environ) if name not in kept}
+def _environment_for_job(plan: Plan) -> Iterator[None]:
+    """Our environment as the job shall inherit it: no Slurm variables, and for a local run the GPUs we may use."""
+    saved = dict(os.environ)
+    for name in saved:
+        if name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF":
+            del os.environ[name]
+    if plan.cluster == "local":
+        every = ",".join(map(str, range(plan.gpus_per_node)))
+        os.environ[LOCAL_DEVICES_VARIABLE] = saved.get("CUDA_VISIBLE_DEVICES", every) if plan.requests_gpus else ""
     try:
         yield
     finally:
-        os.environ.update(removed)
+        os.environ.clear()
+        os.environ.update(saved)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ It does not know what the prompts are for (fitting, load, a tokenizer) and draws
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -58,6 +59,11 @@ def read_prompts(source: str, format: str = "jsonl") -> list[Prompt]:  # noqa: A
     if not prompts:
         raise InputError(f"{source} has no prompt. Expected: {EXPECTED[format]}.")
     return prompts
+
+
+def hash_source(source: str) -> str:
+    """SHA-256 of the file behind a source; InputError if it is missing."""
+    return hashlib.sha256(_read_demo() if source == DEMO_CORPUS else _read_file(source)).hexdigest()
 
 
 def demo_text() -> str:

@@ -16,12 +16,13 @@ from contextlib import suppress
 import msgspec
 from aiohttp import HttpVersion11, web
 
+from erhpc.config import API_PATHS
 from erhpc.errors import ProcessError
 from erhpc.experts.emulated_answer import AnswerText
 from erhpc.experts.emulated_engine import Answer, Engine
 from erhpc.experts.emulated_request import Api, RefusedRequest, parse_ask
 from erhpc.plan.specs import EmulatedExpertSpec
-from erhpc.results.telemetry import KEEP_S, LoopLag
+from erhpc.results.telemetry import LoopLag, parse_window_s
 from erhpc.twin.scheduler import Limits, Request, Scheduler
 from erhpc.twin.step_time import StepTime
 
@@ -98,8 +99,8 @@ class EmulatedExpert:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/telemetry", self._telemetry)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post(API_PATHS["chat"], self._chat)
+        app.router.add_post(API_PATHS["completions"], self._completions)
         return app
 
     @web.middleware
@@ -137,13 +138,10 @@ class EmulatedExpert:
         return _json({"object": "list", "data": [card | {"max_model_len": self._spec.max_model_len}]})
 
     async def _telemetry(self, request: web.Request) -> web.Response:
-        given = request.query.get("window_s", "10")
         try:
-            window_s = float(given)
-        except ValueError:
-            window_s = -1.0
-        if not 0 < window_s <= KEEP_S:
-            raise RefusedRequest(400, "BadRequestError", f"window_s={given!r}. Allowed: above 0, at most {KEEP_S:.0f}.")
+            window_s = parse_window_s(request.query.get("window_s"))
+        except ValueError as error:
+            raise RefusedRequest(400, "BadRequestError", str(error)) from error
         lateness_s = self._engine.lateness_p99_s(window_s)
         return _json({"lag_p99_s": self._lag.p99_s(window_s), "step_lateness_p99_s": lateness_s})
 

@@ -12,12 +12,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from erhpc.config import CHARS_PER_TOKEN
 from erhpc.errors import ErhpcError
 
 Api = Literal["chat", "completions"]
 
-_CHARS_PER_TOKEN = 4
-"""Rule of thumb for English text in the tokenizers of Llama 3 and GPT."""
 _COMPLETIONS_MAX_TOKENS = 16
 """Default of the OpenAI completions API."""
 _NATURAL_MEDIAN_TOKENS = 200
@@ -156,7 +155,7 @@ def _message_text(message: _Message) -> str:
 def _count_tokens(text_or_ids: str | list[int]) -> int:
     if isinstance(text_or_ids, list):
         return max(1, len(text_or_ids))
-    return max(1, round(len(text_or_ids) / _CHARS_PER_TOKEN))
+    return max(1, round(len(text_or_ids) / CHARS_PER_TOKEN))
 
 
 def _max_tokens(body: _ChatBody | _CompletionsBody, prompt_tokens: int, max_model_len: int) -> int:

@@ -29,7 +29,6 @@ TRAINED_TOKENS = 4096
 BOS, EOS, TURN = "<|begin|>", "<|end|>", "<|turn|>"
 SPECIAL_TOKENS = (BOS, EOS, TURN)
 """Their ids are 0, 1 and 2."""
-ALPHABET_SIZE = 256
 INITIALIZER_RANGE = 0.02
 CHAT_TEMPLATE = (
     "{{ bos_token }}"

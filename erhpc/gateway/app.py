@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
+from erhpc.config import API_PATHS
 from erhpc.gateway.errors import (
     ApiError,
     Outcome,
@@ -30,11 +31,10 @@ from erhpc.gateway.relay import Forward, Relay
 from erhpc.gateway.replicas import Replica, find_missing_experts
 from erhpc.gateway.requests import Api, Inquiry, choose_request_id, parse_inquiry
 from erhpc.plan.specs import GatewaySpec
-from erhpc.results.telemetry import KEEP_S, LoopLag
+from erhpc.results.telemetry import LoopLag, parse_window_s
 from erhpc.routing.policy import Choice, NoLiveReplica
 from erhpc.routing.router import Router, UnknownModel
 
-API_PATHS: dict[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 REQUEST_ID = "x-erhpc-request-id"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -178,7 +178,7 @@ class Gateway:
         return web.Response(text=self._metrics.render(self._replicas), headers={"Content-Type": CONTENT_TYPE})
 
     async def _telemetry(self, request: web.Request) -> web.Response:
-        return answer_json({"lag_p99_s": self._lag.p99_s(read_window_s(request.query.get("window_s", "10")))})
+        return answer_json({"lag_p99_s": self._lag.p99_s(read_window_s(request))})
 
 
 def read_request_id(request: web.Request) -> str:
@@ -201,15 +201,12 @@ async def read_body(request: web.Request, max_body_bytes: int) -> bytes:
     return body
 
 
-def read_window_s(given: str) -> float:
-    """The window of /telemetry in seconds. Raises ApiError 400 unless it is above 0 and at most KEEP_S."""
+def read_window_s(request: web.Request) -> float:
+    """The window of /telemetry in seconds. Raises ApiError 400 if it is none (see `parse_window_s`)."""
     try:
-        window_s = float(given)
-    except ValueError:
-        window_s = -1.0
-    if not 0 < window_s <= KEEP_S:
-        raise ApiError(400, f"window_s={given!r}. Allowed: above 0, at most {KEEP_S:.0f}.", param="window_s")
-    return window_s
+        return parse_window_s(request.query.get("window_s"))
+    except ValueError as error:
+        raise ApiError(400, str(error), param="window_s") from error
 
 
 def describe_choice(request_id: str, replica: Replica, choice: Choice) -> dict[str, str]:

@@ -14,12 +14,10 @@ from typing import NoReturn, Protocol
 import aiohttp
 from aiohttp import web
 
-from erhpc.config import GatewayConfig
+from erhpc.config import KEEP_ALIVE_S, GatewayConfig
 from erhpc.gateway.errors import Outcome, ReplicaError
 
 EVENT_STREAM = "text/event-stream"
-KEEP_ALIVE_S = 4.0
-"""Idle time after which a connection is not used again; uvicorn, which serves vLLM, closes them after 5 s."""
 PASSED_HEADERS = ("Content-Type", "Content-Encoding", "Cache-Control", "Retry-After", "x-erhpc-engine")
 """Headers of a replica's answer that reach the client."""
 LOCAL_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})

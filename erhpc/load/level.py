@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from erhpc.corpus.prompts import Prompt
 from erhpc.load.exchange import Clock, StreamingClient
 from erhpc.load.journal import Journal
-from erhpc.load.process import allow_connections, garbage_ignored
+from erhpc.load.process import check_connections, garbage_ignored
 from erhpc.load.progress import PERIOD_S, Progress, ProgressMeter
 from erhpc.load.requests import RequestSource
 from erhpc.load.users import User
@@ -38,7 +38,7 @@ async def run_level(
 
     The window has no length if `stop` came before it. Raises ConfigError if the users exceed the open files allowed.
     """
-    allow_connections(spec.users)
+    check_connections(spec.users)
     with garbage_ignored():
         return await _Level(spec, client, prompts, stop, clock).run(on_progress)
 
@@ -78,6 +78,7 @@ class _Level:
             warmup_s=(self._window_start_ns - self._start_ns) / 1e9,
             started_utc=started_utc,
             lag_p99_s=self._lag_p99_s,
+            warmup_cut=self._warmup_cut,
             interrupted=self._interrupted,
         )
 
@@ -92,6 +93,7 @@ class _Level:
         workload = self._spec.workload
         await self._wait(workload.warmup_s)
         await self._wait(workload.warmup_max_s - workload.warmup_s, self._journal.everyone_finished)
+        self._warmup_cut = not self._journal.everyone_finished.is_set()
 
     async def _measure(self) -> None:
         self._journal.phase = "measure"

@@ -16,16 +16,14 @@ SPARE_FILES = 64
 """Open files besides the users' connections: libraries, logs, event loop, and connections that are being closed."""
 
 
-def allow_connections(users: int) -> None:
-    """Raise the limit on open files to the hard limit. Raises ConfigError if `users` connections exceed it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def check_connections(users: int) -> None:
+    """Raise ConfigError if `users` connections exceed the limit on open files, which jobs raise when they start."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = users + SPARE_FILES
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
         raise ConfigError(
-            f"{users} users need {needed} open files, this process may have {hard} (ulimit -Hn). "
-            f"Ask at most {hard - SPARE_FILES} users per client, or have the limit raised."
+            f"{users} users need {needed} open files, this process may have {allowed} (ulimit -Hn). "
+            f"Ask at most {allowed - SPARE_FILES} users per client, or have the limit raised."
         )
 
 

@@ -13,13 +13,12 @@ from typing import Self
 
 import aiohttp
 
+from erhpc.config import KEEP_ALIVE_S
 from erhpc.load.answer import AnswerReader
 from erhpc.load.exchange import Clock, ErrorKind, Exchange
 from erhpc.load.requests import LoadRequest
 
 CONNECT_TIMEOUT_S = 10.0
-KEEP_ALIVE_S = 4.0
-"""Idle time after which a connection is not used again; uvicorn, which serves vLLM, closes them after 5 s."""
 TAIL_TIMEOUT_S = 1.0
 """How long the end of the body may follow [DONE], before the connection is given up; the answer counts anyway."""
 MAX_REFUSAL_BYTES = 4096

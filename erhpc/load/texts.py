@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-CHARS_PER_TOKEN = 4
-"""Rule of thumb for English text and byte-pair vocabularies of 32,000 to 128,000 entries."""
+from erhpc.config import CHARS_PER_TOKEN
+
 VOCABULARY = (
     "answer between cause detail energy figure global happen island journey kernel letter matter number object people "
     "quality river signal travel union value water yellow account before change develop every follow ground history "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from erhpc.config import ExperimentConfig
 from erhpc.plan import commands
-from erhpc.plan.duration import load_timeout_s, plan_levels, plan_walltime
+from erhpc.plan.duration import load_timeout_s, plan_duration, plan_levels
 from erhpc.plan.gpus import find_gpu
 from erhpc.plan.memory import MemoryFit, compute_weights_bytes, fit_memory
 from erhpc.plan.placement import PlacedReplica, place_replicas
@@ -40,7 +40,7 @@ def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -
     replicas = _plan_replicas(experiment, layout)
     levels = plan_levels(experiment.workload)
     load_limit_s = max(replica.load_timeout_s for replica in replicas)
-    expected_s, walltime_s = plan_walltime(experiment, levels, load_limit_s, emulated=setting.engine == "emulated")
+    duration = plan_duration(experiment, levels, load_limit_s, emulated=setting.engine == "emulated")
     processes = _plan_processes(experiment, setting, layout, replicas, python)
     gpus_per_node = _count_gpus_per_node(layout)
     return Plan(
@@ -56,9 +56,9 @@ def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -
         levels=levels,
         ports=layout.ports,
         parallel_loads=experiment.engine.parallel_loads,
-        expected_s=expected_s,
-        walltime_s=walltime_s,
-        notices=setting.notices,
+        expected_s=duration.expected_s,
+        walltime_s=duration.walltime_s,
+        notices=(*setting.notices, *filter(None, [duration.notice])),
     )
 
 

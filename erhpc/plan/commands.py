@@ -6,6 +6,7 @@ erhpc's own processes are all `python -m jobs.<kind> --spec FILE`; vLLM gets fla
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,8 +17,11 @@ from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
 from erhpc.plan.ports import ENGINE_PORTS
 from erhpc.plan.specs import ClientSpec, EmulatedExpertSpec, Endpoint, GatewaySpec
 from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
+from erhpc.results.paths import FIRST_CLIENT, RunPaths
 
-KEY_FILE = "{run}/.key"
+RUN = RunPaths(Path("{run}"))
+"""The run folder as a placeholder."""
+KEY_FILE = str(RUN.key)
 AUTO_MODEL = "auto"
 """The model name that lets the router choose."""
 GATEWAY_READY_S = 60.0
@@ -67,12 +71,13 @@ def command_vllm_expert(
         argv = build_vllm_argv(
             expert,
             python=python or "VLLM_PYTHON",
-            model="{run}/models/" + replica.expert if synthetic else str(expert.weights),
+            model=str(RUN.model(replica.expert)) if synthetic else str(expert.weights),
             served_name=replica.served_name,
             host=head,
             port=f"{{port{port}}}",
             load_format="dummy" if synthetic and engine.synthetic_weights == "dummy" else None,
             device=engine.device,
+            prefix_caching=engine.prefix_caching,
             leg=number,
             num_legs=len(replica.legs),
             head_address=head,
@@ -110,7 +115,7 @@ def command_gateway(
         endpoints=[_endpoint(replica) for replica in replicas],
         router=experiment.router,
         limits=experiment.gateway,
-        artefact="{run}/router" if experiment.router.policy == "cluster" else None,
+        artefact=str(RUN.artefact) if experiment.router.policy == "cluster" else None,
         seed=experiment.seed,
         key_file=KEY_FILE,
     )
@@ -137,9 +142,9 @@ def command_client(
         level=level,
         users=experiment.workload.users[level],
         workload=experiment.workload,
-        # A seed per level: repeated prompts would be answered from vLLM's prefix cache.
+        # A seed per level: no level repeats the order of prompts of another.
         seed=experiment.seed * SEED_STRIDE + level,
-        output=f"{{run}}/parts/level-{level:03d}-client-0.parquet",
+        output=str(RUN.part(level, FIRST_CLIENT)),
         direct=direct,
         key_file=KEY_FILE,
     )
@@ -152,7 +157,7 @@ def _own_process(name: str, kind: Any, node: int, spec: object, python: str) -> 
         name=name,
         kind="expert" if kind == "emulated_expert" else kind,
         node=node,
-        argv=(python, "-m", f"jobs.{kind}", "--spec", f"{{run}}/specs/{name}.json"),
+        argv=(python, "-m", f"jobs.{kind}", "--spec", str(RUN.spec(name))),
         spec=msgspec.to_builtins(spec),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from erhpc.config import EngineConfig, ExperimentConfig, WorkloadConfig
 from erhpc.errors import PlacementError
 from erhpc.plan.plan import PlannedLevel
@@ -30,10 +32,19 @@ def load_timeout_s(engine: EngineConfig, node_weights_bytes: int) -> float:
     return engine.ready_timeout_s + node_weights_bytes / (engine.load_rate_gb_per_s * 1e9)
 
 
-def plan_walltime(
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """How long a run is expected to take, and the walltime to ask for; `notice` says what a cut may cost."""
+
+    expected_s: float
+    walltime_s: float
+    notice: str | None = None
+
+
+def plan_duration(
     experiment: ExperimentConfig, levels: tuple[PlannedLevel, ...], load_limit_s: float, *, emulated: bool
-) -> tuple[float, float]:
-    """Expected duration and walltime to ask for, in seconds.
+) -> Duration:
+    """Work out the duration of a run whose replicas load within `load_limit_s`.
 
     Raises:
         PlacementError: even the expected duration is beyond the site's time limit.
@@ -41,12 +52,16 @@ def plan_walltime(
     load_s = 2.0 if emulated else ENGINE_START_S + (load_limit_s - experiment.engine.ready_timeout_s)
     expected_s = load_s + sum(level.expected_s for level in levels)
     walltime_s = load_limit_s + sum(level.limit_s for level in levels) + MARGIN_S + experiment.cluster.signal_delay_s
-    if experiment.cluster.time_limit_min is None:
-        return expected_s, walltime_s
-    site_limit_s = experiment.cluster.time_limit_min * 60
-    if expected_s > site_limit_s:
+    limit_min = experiment.cluster.time_limit_min
+    if limit_min is None or walltime_s <= limit_min * 60:
+        return Duration(expected_s=expected_s, walltime_s=walltime_s)
+    if expected_s > limit_min * 60:
         raise PlacementError(
-            f"the run is expected to take {expected_s / 60:.0f} min and cluster.time_limit_min="
-            f"{experiment.cluster.time_limit_min}. Shorten workload.measure_s or workload.users, or split the levels."
+            f"the run is expected to take {expected_s / 60:.0f} min and cluster.time_limit_min={limit_min}. "
+            "Shorten workload.measure_s or workload.users, or split the levels."
         )
-    return expected_s, min(walltime_s, site_limit_s)
+    notice = (
+        f"walltime cut from {walltime_s / 60:.0f} min to cluster.time_limit_min={limit_min}: "
+        "if levels take longer than expected, the last ones will be missing."
+    )
+    return Duration(expected_s=expected_s, walltime_s=limit_min * 60, notice=notice)

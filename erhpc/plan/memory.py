@@ -17,6 +17,8 @@ BLOCK_TOKENS = 16
 ACTIVATION_BYTES = int(1.3 * GIB)
 """Activations and what CUDA itself takes; with it 70B TP4 on an H100 gives 30,340 blocks, 30,425 were measured."""
 
+NULL_BLOCKS = 1
+"""KV blocks that vLLM keeps as a placeholder: no sequence gets them."""
 KV_ELEMENT_BYTES = 2
 CPU_KV_BYTES = GIB
 """KV cache of a vLLM replica on a CPU (VLLM_CPU_KVCACHE_SPACE=1)."""
@@ -34,13 +36,30 @@ class MemoryFit:
     usable_bytes_per_gpu: int
     kv_bytes_per_token_per_gpu: int
     kv_capacity_tokens: int
+    """What sequences may fill: whole blocks, without the null block."""
+
+
+def read_head_dim(shape: ArchitectureConfig) -> int:
+    """Size of one attention head."""
+    return shape.head_dim or shape.hidden_size // shape.num_attention_heads
+
+
+def count_kv_heads(shape: ArchitectureConfig, tensor_parallel: int) -> int:
+    """KV heads on one GPU; below one head per GPU the heads are replicated."""
+    return max(shape.num_kv_heads // tensor_parallel, 1)
+
+
+def count_layer_weights(shape: ArchitectureConfig, tensor_parallel: int = 1) -> tuple[int, ...]:
+    """Weights per GPU of {q, k and v}, output, {gate and up} and down of one layer; `check_tensor_parallel` holds."""
+    attended = shape.hidden_size * read_head_dim(shape)
+    heads = shape.num_attention_heads // tensor_parallel
+    forward = shape.hidden_size * shape.intermediate_size // tensor_parallel
+    return attended * (heads + 2 * count_kv_heads(shape, tensor_parallel)), attended * heads, 2 * forward, forward
 
 
 def count_linear_weights(shape: ArchitectureConfig) -> int:
     """Weights of the decoder layers: q, k, v, o and the three MLP matrices (8B: 6.979e9)."""
-    head_dim = shape.head_dim or shape.hidden_size // shape.num_attention_heads
-    attention = 2 * shape.hidden_size * head_dim * (shape.num_attention_heads + shape.num_kv_heads)
-    return shape.num_layers * (attention + 3 * shape.hidden_size * shape.intermediate_size)
+    return shape.num_layers * sum(count_layer_weights(shape))
 
 
 def count_embedding_weights(shape: ArchitectureConfig) -> int:
@@ -57,10 +76,9 @@ def compute_weights_bytes(expert: ExpertConfig) -> int:
 
 
 def compute_kv_bytes_per_token(shape: ArchitectureConfig, tensor_parallel: int) -> int:
-    """KV cache bytes per token on one GPU; below one head per GPU the heads are replicated."""
-    head_dim = shape.head_dim or shape.hidden_size // shape.num_attention_heads
-    heads = max(shape.num_kv_heads // tensor_parallel, 1)
-    return 2 * shape.num_layers * heads * head_dim * KV_ELEMENT_BYTES
+    """KV cache bytes per token on one GPU."""
+    heads = count_kv_heads(shape, tensor_parallel)
+    return 2 * shape.num_layers * heads * read_head_dim(shape) * KV_ELEMENT_BYTES
 
 
 def check_tensor_parallel(name: str, expert: ExpertConfig) -> None:
@@ -86,7 +104,7 @@ def fit_memory(name: str, expert: ExpertConfig, gpu: Gpu | None) -> MemoryFit:
     per_token = compute_kv_bytes_per_token(expert.architecture, expert.tensor_parallel)
     usable = CPU_KV_BYTES + weights if gpu is None else int(gpu.memory_bytes * expert.gpu_memory_utilization)
     reserved = 0 if gpu is None else ACTIVATION_BYTES
-    capacity = (usable - weights - reserved) // (per_token * BLOCK_TOKENS) * BLOCK_TOKENS
+    capacity = ((usable - weights - reserved) // (per_token * BLOCK_TOKENS) - NULL_BLOCKS) * BLOCK_TOKENS
     fit = MemoryFit(
         weights_bytes_per_gpu=weights,
         usable_bytes_per_gpu=usable,
@@ -99,7 +117,8 @@ def fit_memory(name: str, expert: ExpertConfig, gpu: Gpu | None) -> MemoryFit:
 
 
 def _explain_misfit(name: str, expert: ExpertConfig, gpu: Gpu | None, fit: MemoryFit, reserved: int) -> str:
-    needed = fit.weights_bytes_per_gpu + reserved + expert.max_model_len * fit.kv_bytes_per_token_per_gpu
+    num_blocks = -(-expert.max_model_len // BLOCK_TOKENS) + NULL_BLOCKS
+    needed = fit.weights_bytes_per_gpu + reserved + num_blocks * BLOCK_TOKENS * fit.kv_bytes_per_token_per_gpu
     missing = needed - fit.usable_bytes_per_gpu
     where = "on the CPU" if gpu is None else f"on {expert.tensor_parallel} x {gpu.label}"
     return (

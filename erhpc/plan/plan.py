@@ -108,10 +108,6 @@ class Plan:
         """GPU-hours that the job is charged for `duration_s` seconds."""
         return self.num_nodes * self.gpus_per_node * duration_s / 3600 if self.requests_gpus else 0.0
 
-    def experts_on(self, node: int) -> tuple[PlannedProcess, ...]:
-        """The expert processes of one node, in starting order."""
-        return tuple(process for process in self.processes if process.kind == "expert" and process.node == node)
-
     def process(self, name: str) -> PlannedProcess:
         """The process of that name; KeyError if the plan has none."""
         for process in self.processes:

@@ -14,6 +14,7 @@ from erhpc.errors import PlacementError
 RENDEZVOUS_PORT = 0
 GATEWAY_PORT = 1
 FIRST_REPLICA_PORT = 2
+CANDIDATE_BANDS = 16
 ENGINE_PORTS = 16
 """Ports a vLLM server takes for itself (VLLM_PORT and those after it)."""
 
@@ -36,8 +37,8 @@ class PortMap:
         return self.first + (band % self.num_bands) * self.width
 
     def bands_for(self, job_number: int) -> Iterator[int]:
-        """Every band once, starting with the job's own."""
-        return ((job_number + step) % self.num_bands for step in range(self.num_bands))
+        """The bands a job may take, its own first: those that all its nodes try, in the same order."""
+        return ((job_number + step) % self.num_bands for step in range(min(self.num_bands, CANDIDATE_BANDS)))
 
 
 def build_port_map(ports: list[int], *, num_replicas: int, engine_ports: int) -> PortMap:

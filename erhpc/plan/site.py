@@ -17,7 +17,9 @@ class Site:
     """Most GPUs that any node of the partition offers; 0 without Slurm or without GPUs."""
     local_gpus: int = 0
     vllm_python: str | None = None
-    """Interpreter of a vLLM environment found on this machine."""
+    """Interpreter that $ERHPC_VLLM_PYTHON names."""
+    vllm_cpu_python: str | None = None
+    """Interpreter of the environment that `make vllm-env` builds; it serves on CPUs only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,17 @@ def decide_setting(experiment: ExperimentConfig, site: Site) -> Setting:
         engine=engine,
         gpus_per_node=offered if observed else configured,
         requests_gpus=on_gpus if wanted is None else wanted,
-        vllm_python=experiment.engine.python or site.vllm_python or "",
+        vllm_python=_find_vllm_python(experiment, site),
         notices=tuple(notices),
     )
+
+
+def _find_vllm_python(experiment: ExperimentConfig, site: Site) -> str:
+    """The interpreter that serves vLLM, "" if none is known: a plan can do without, a launch cannot."""
+    named = experiment.engine.python or site.vllm_python
+    # The CPU build on a GPU node would serve, slowly, and look like a measurement of its GPUs.
+    built = site.vllm_cpu_python if experiment.engine.device == "cpu" else None
+    return named or built or ""
 
 
 def _decide_cluster(experiment: ExperimentConfig, site: Site, notices: list[str]) -> str:

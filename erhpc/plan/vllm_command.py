@@ -20,6 +20,7 @@ KEEP_ALIVE_S = 600
 OWNED_FLAGS = {
     *("host", "port", "uds", "model", "served-model-name", "api-key"),
     *("max-model-len", "max-num-seqs", "max-num-batched-tokens", "tensor-parallel-size"),
+    *("enable-prefix-caching", "no-enable-prefix-caching"),
     *("nnodes", "node-rank", "master-addr", "master-port", "headless"),
 }
 """Flags that follow from the plan; setting one by hand would contradict it, or show a key in `ps`."""
@@ -35,6 +36,7 @@ def build_vllm_argv(
     port: str,
     load_format: str | None,
     device: str,
+    prefix_caching: bool = False,
     leg: int = 0,
     num_legs: int = 1,
     head_address: str | None = None,
@@ -47,6 +49,7 @@ def build_vllm_argv(
         model: directory of the model.
         load_format: `dummy` where the directory has no weights; None: as vLLM finds them.
         device: cuda or cpu.
+        prefix_caching: whether repeated prompts are answered from the cache.
         leg: 0 answers HTTP; the others only compute.
         head_address, rendezvous_port: of leg 0, where all legs meet; needed when num_legs > 1.
 
@@ -62,6 +65,9 @@ def build_vllm_argv(
         "max-num-batched-tokens": expert.max_num_batched_tokens,
         "tensor-parallel-size": expert.tensor_parallel,
         "dtype": expert.dtype,
+        # Said either way: vLLM's own default differs between versions and devices.
+        "enable-prefix-caching": prefix_caching,
+        "no-enable-prefix-caching": not prefix_caching,
     }
     settings |= _device_flags(expert, device)
     settings |= _leg_flags(expert, leg, num_legs, head_address, rendezvous_port)

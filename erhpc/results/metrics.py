@@ -127,6 +127,22 @@ def expert_share(records: Sequence[RequestRecord]) -> dict[str, float]:
     return {expert: answers[expert] / answers.total() for expert in sorted(answers)}
 
 
+def commonest_error(records: Iterable[RequestRecord]) -> str | None:
+    """Kind, HTTP status and text of the commonest error of requests sent in the window; None if none failed.
+
+    Texts may name a request or a replica, so errors are counted by kind and status first.
+    """
+    failed = [record for record in records if record.phase == "measure" and record.status == "failed"]
+    if not failed:
+        return None
+    (kind, status), _ = Counter((record.error_kind, record.http_status) for record in failed).most_common(1)[0]
+    alike = [record for record in failed if (record.error_kind, record.http_status) == (kind, status)]
+    text, _ = Counter(" ".join((record.error_text or "").split()) for record in alike).most_common(1)[0]
+    # The text of a refusal opens with its status already.
+    known_status = f"HTTP {status}" if status is not None and not text.startswith(f"HTTP {status}") else ""
+    return ": ".join(filter(None, (kind, known_status, text)))
+
+
 def summarise_level(
     identity: LevelIdentity,
     parts: Sequence[ClientPart],
@@ -134,7 +150,6 @@ def summarise_level(
     engine_lag_p99_s: float | None,
     reasons: Sequence[str],
     think_time_s: float = 0.0,
-    warmup_max_s: float = math.inf,
 ) -> dict[str, Any]:
     """One row with exactly LEVEL_COLUMNS from what the clients of a level measured.
 
@@ -149,8 +164,13 @@ def summarise_level(
         | _summarise_latencies([record for part in parts for record in measured_records(part)])
         | {"gateway_lag_p99_s": _finite(gateway_lag_p99_s), "engine_lag_p99_s": _finite(engine_lag_p99_s)}
     )
-    interrupted = not parts or any(part.interrupted for part in parts)
-    found = find_invalid_reasons(row, interrupted=interrupted, think_time_s=think_time_s, warmup_max_s=warmup_max_s)
+    found = find_invalid_reasons(
+        row,
+        interrupted=not parts or any(part.interrupted for part in parts),
+        warmup_cut=any(part.warmup_cut for part in parts),
+        think_time_s=think_time_s,
+        commonest_error=commonest_error(record for part in parts for record in part.records),
+    )
     row |= {"valid": not (reasons or found), "invalid_reasons": list(dict.fromkeys([*reasons, *found]))}
     return {column.name: row[column.name] for column in LEVEL_COLUMNS}
 

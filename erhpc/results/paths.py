@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+FIRST_CLIENT = "client-0"
+
 
 @dataclass(frozen=True)
 class RunPaths:

@@ -109,7 +109,7 @@ LEVEL_COLUMNS: tuple[Column, ...] = (
     Column(
         "engine_lag_p99_s",
         "float64",
-        "how late the emulated experts' event loops ran, worst 99th percentile, seconds; null for vLLM",
+        "how late the emulated experts ran (event loop or steps), worst 99th percentile, seconds; null for vLLM",
     ),
     Column("valid", "bool", "false: do not trust this level"),
     Column("invalid_reasons", "list<string>", "why the level is invalid, empty if valid"),
@@ -156,6 +156,8 @@ class ClientPart:
     warmup_s: float
     started_utc: str
     lag_p99_s: float
+    warmup_cut: bool = False
+    """The window opened at warmup_max_s, before every user had finished a request."""
     interrupted: bool = False
 
 

@@ -64,6 +64,7 @@ class _PartFacts(TypedDict):
     warmup_s: float
     started_utc: str
     lag_p99_s: float
+    warmup_cut: bool
     interrupted: bool
 
 
@@ -123,8 +124,11 @@ def append_level(paths: RunPaths, identity: LevelIdentity, parts: Sequence[Clien
     counts them.
 
     Raises:
+        InputError: the files hold records or a row of this level already; they stay as they are.
         SchemaMismatch: another version of erhpc wrote the files; they stay as they are.
     """
+    for path in (paths.records, paths.levels):
+        _check_level_is_new(path, identity.level)
     level = {name: value for name, value in asdict(identity).items() if name in RECORD_SCHEMA.names}
     records = (record for part in parts for record in part.records)
     _append(paths.records, RECORD_SCHEMA, _to_tables(records, RECORD_SCHEMA, level))
@@ -152,6 +156,18 @@ def read_levels(run: Path) -> pd.DataFrame:
     frame["expert_share"] = [dict(pairs or ()) for pairs in frame["expert_share"]]
     frame["invalid_reasons"] = [list(reasons) for reasons in frame["invalid_reasons"]]
     return frame
+
+
+def _check_level_is_new(path: Path, level: int) -> None:
+    if not path.exists():
+        return
+    with _opened_file(path) as file:
+        known = file.read(columns=["level"]).column("level").unique().to_pylist()
+    if level in known:
+        raise InputError(
+            f"{path} holds level {level} already, and a level is stored once. Was the job of this run started again? "
+            "Start a new run with `python -m erhpc.launch`."
+        )
 
 
 def _append(path: Path, schema: Any, tables: Iterable[Any]) -> None:

@@ -16,6 +16,24 @@ KEEP_S = 600.0
 """How far back lag can be asked for."""
 INTERVAL_S = 0.010
 """How often the event loop is probed."""
+DEFAULT_WINDOW_S = 10.0
+
+
+def parse_window_s(given: str | None) -> float:
+    """The window that a question for lag gives, in seconds; DEFAULT_WINDOW_S if it gives none.
+
+    Raises:
+        ValueError: it is no number above 0 and up to KEEP_S; the message is meant for whoever asked.
+    """
+    if given is None:
+        return DEFAULT_WINDOW_S
+    try:
+        window_s = float(given)
+    except ValueError:
+        window_s = -1.0
+    if not 0 < window_s <= KEEP_S:
+        raise ValueError(f"window_s={given!r} is out of range. Allowed: above 0, at most {KEEP_S:.0f}.")
+    return window_s
 
 
 class TimedValues:

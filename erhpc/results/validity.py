@@ -5,7 +5,6 @@ Pure. It judges a level by the numbers of its row and knows neither how they wer
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,33 +19,38 @@ LAGS = (("client_lag_p99_s", "client"), ("gateway_lag_p99_s", "gateway"), ("engi
 
 
 def find_invalid_reasons(
-    row: Mapping[str, Any], *, interrupted: bool, think_time_s: float = 0.0, warmup_max_s: float = math.inf
+    row: Mapping[str, Any],
+    *,
+    interrupted: bool,
+    warmup_cut: bool = False,
+    think_time_s: float = 0.0,
+    commonest_error: str | None = None,
 ) -> list[str]:
     """Why a level is not to be trusted, judged by its own numbers; empty if nothing speaks against it.
 
-    `row` needs these of LEVEL_COLUMNS: request counts, users, users_held, warmup_s, ttft_p99_s and the lags. Lag adds
-    to the latencies it is measured beside; 10 ms is tolerated, or 5 % of TTFT p99 where that is more. `users_held` is
-    not judged when users pause between requests. A warm-up that took `warmup_max_s` was cut.
+    `row` needs these of LEVEL_COLUMNS: request counts, users, users_held, ttft_p99_s and the lags. Lag adds to the
+    latencies it is measured beside; 10 ms is tolerated, or 5 % of TTFT p99 where that is more. `users_held` is not
+    judged when users pause between requests. `commonest_error` is added where too many requests failed.
     """
     if interrupted:
         return ["interrupted"]  # whatever else is odd follows from that
-    reasons = list(_find_request_reasons(row["requests_ok"], row["requests_failed"], row["requests_cancelled"]))
+    reasons = list(_find_request_reasons(row, commonest_error))
     reasons += _find_lag_reasons(row)
     if think_time_s == 0 and _lacks_users(row["users"], row["users_held"]):
         reasons.append(f"users held {row['users_held']:.1f} of {row['users']}")
-    if (row["warmup_s"] or 0.0) >= warmup_max_s:
-        reasons.append(
-            f"not steady: warm-up was cut after {warmup_max_s:g} s, before every user had finished a request"
-        )
+    if warmup_cut:
+        reasons.append("not steady: warm-up ended before every user had finished a request")
     return reasons
 
 
-def _find_request_reasons(num_ok: int, num_failed: int, num_cancelled: int) -> Iterable[str]:
+def _find_request_reasons(row: Mapping[str, Any], commonest_error: str | None) -> Iterable[str]:
+    num_ok, num_failed, num_cancelled = row["requests_ok"], row["requests_failed"], row["requests_cancelled"]
     num_sent = num_ok + num_failed + num_cancelled
     if not num_ok:
         yield "no request sent in the window finished"
     if num_failed > MAX_FAILED_SHARE * num_sent:
-        yield f"more than {100 * MAX_FAILED_SHARE:.0f} % of requests failed ({num_failed} of {num_sent})"
+        example = f"; commonest: {commonest_error}" if commonest_error else ""
+        yield f"more than {100 * MAX_FAILED_SHARE:.0f} % of requests failed ({num_failed} of {num_sent}){example}"
     if num_cancelled > MAX_CANCELLED_SHARE * num_sent:
         yield f"window too short: {100 * num_cancelled / num_sent:.0f} % of its requests were cut at the end"
 
@@ -56,7 +60,7 @@ def _find_lag_reasons(row: Mapping[str, Any]) -> Iterable[str]:
     for column, who in LAGS:
         lag_s = row[column]
         if lag_s is not None and lag_s > limit_s:
-            yield f"{who}-bound: event loop p99 lag {lag_s * 1000:.1f} ms > {limit_s * 1000:.1f} ms"
+            yield f"{who}-bound: p99 lag {lag_s * 1000:.1f} ms > {limit_s * 1000:.1f} ms"
 
 
 def _lacks_users(num_users: int, num_held: float | None) -> bool:

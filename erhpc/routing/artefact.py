@@ -59,11 +59,6 @@ class Fitted:
     purity: float | None
     """Share of the prompts in a cluster that are of their cluster's domain; None: the corpus has no domains."""
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Share of the corpus per cluster."""
-        return tuple(cluster.share for cluster in self.clusters)
-
 
 class _Versioned(msgspec.Struct, frozen=True):
     schema: int

@@ -29,7 +29,10 @@ class Classification:
     cluster: int | None
     """Number of the nearest cluster; None: the text has no known word, no cluster is meaningful."""
     distances2: FloatArray
-    """(clusters,) squared Euclidean distance of the text's unit vector to each centre; from the origin if None."""
+    """(clusters,) squared Euclidean distance of the text's unit vector to each centre; from the origin if None.
+
+    The choice of the cluster computes it anyway; it is here for policies that weigh several experts, as c-BTM does.
+    """
 
 
 class Classifier:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from erhpc.config import RouterConfig
+from erhpc.config import AUTO_MODEL, RouterConfig
 from erhpc.routing.policy import (
     Choice,
     LeastLoaded,
@@ -17,9 +17,6 @@ from erhpc.routing.policy import (
     make_policy,
     pool_by_expert,
 )
-
-AUTO = "auto"
-"""Model name under which the router itself answers."""
 
 
 class UnknownModel(Exception):
@@ -40,11 +37,11 @@ class Router:
     @property
     def models(self) -> tuple[str, ...]:
         """Every model name that is answered."""
-        return (AUTO, *self._pools)
+        return (AUTO_MODEL, *self._pools)
 
     def choose(self, model: str, text: Callable[[], str]) -> Choice:
         """Pick the replica for a request. Raises UnknownModel or NoLiveReplica."""
-        if model == AUTO:
+        if model == AUTO_MODEL:
             return self._policy.choose(text)
         pool = self._pools.get(model)
         if pool is None:

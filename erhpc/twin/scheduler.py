@@ -13,10 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from erhpc.errors import ConfigError, require_range
+from erhpc.plan.memory import BLOCK_TOKENS
 from erhpc.twin.step_time import Batch
-
-BLOCK_TOKENS = 16
-"""Tokens per KV block, vLLM's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from erhpc.config import ArchitectureConfig
 from erhpc.errors import require_choice
+from erhpc.plan.memory import DTYPE_BYTES, QUANTIZED_BYTES, count_kv_heads, count_layer_weights, read_head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +120,19 @@ GPU_TIMINGS: dict[str, GpuTiming] = {
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How the matrices of the layers are stored, and what that does to speed."""
+    """What the way the matrices of the layers are stored does to speed."""
 
-    bytes_per_weight: float
     weight_share_factor: float = 1.0
     compute_share_factor: float = 1.0
     uses_fp8_units: bool = False
 
 
-# 4-bit formats run in vLLM's Marlin kernel: 4 bits plus a scale per group of 128; factors from the comparisons
-# in its pull requests and from AccelMark. fp8: 0.55 of peak in published H100 runs.
+# 4-bit formats run in vLLM's Marlin kernel: factors from the comparisons in its pull requests and from AccelMark.
+# fp8: 0.55 of peak in published H100 runs.
 _WEIGHT_FORMATS = {
-    "awq": WeightFormat(0.52, 0.80, 0.87),
-    "gptq": WeightFormat(0.52, 0.80, 0.87),
-    "fp8": WeightFormat(1.0, uses_fp8_units=True),
+    "awq": WeightFormat(0.80, 0.87),
+    "gptq": WeightFormat(0.80, 0.87),
+    "fp8": WeightFormat(uses_fp8_units=True),
 }
 _FP8_COMPUTE_SHARE = 0.55
 _KERNEL_LAUNCH_S = 4e-6
@@ -161,29 +161,19 @@ class Roofline:
         self._gpu = GPU_TIMINGS[gpu]
         self._architecture = architecture
         self._tensor_parallel = tensor_parallel
-        self._value_bytes = 4 if dtype == "float32" else 2
+        self._value_bytes = DTYPE_BYTES[dtype]
+        self._weight_bytes = QUANTIZED_BYTES[quantization] if quantization else self._value_bytes
         # Without tensor cores for float32, TF32 runs at half the bf16 rate.
         self._peak_flops = self._gpu.peak_flops * (2 / self._value_bytes)
-        self._format = _WEIGHT_FORMATS.get(quantization or "", WeightFormat(self._value_bytes))
-        self._head_dim = architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads
-        self._kv_heads = max(architecture.num_kv_heads / tensor_parallel, 1.0)
-        self._layer_weights = self._count_layer_weights()
+        self._format = _WEIGHT_FORMATS.get(quantization or "", WeightFormat())
+        self._head_dim = read_head_dim(architecture)
+        self._kv_heads = count_kv_heads(architecture, tensor_parallel)
+        self._layer_weights = count_layer_weights(architecture, tensor_parallel)
 
     def step_s(self, batch: Batch) -> float:
         """Seconds from the start of this step to the start of the next."""
         gpu_s = self._layers_s(batch) + self._attention_s(batch) + self._head_s(batch) + self._all_reduce_s(batch)
         return max(gpu_s, self._host_s(batch)) + _HOST_GAP_S
-
-    def _count_layer_weights(self) -> tuple[float, ...]:
-        """Weights per GPU of {qkv, output, gate and up, down} of one layer."""
-        shape, ways = self._architecture, self._tensor_parallel
-        heads = shape.num_attention_heads / ways
-        return (
-            shape.hidden_size * self._head_dim * (heads + 2 * self._kv_heads),
-            shape.hidden_size * self._head_dim * heads,
-            2 * shape.hidden_size * shape.intermediate_size / ways,
-            shape.hidden_size * shape.intermediate_size / ways,
-        )
 
     def _layers_s(self, batch: Batch) -> float:
         products_s = sum(self._product_s(weights, batch.num_tokens) for weights in self._layer_weights)
@@ -193,7 +183,7 @@ class Roofline:
         gpu, stored = self._gpu, self._format
         read_s = (
             weights
-            * stored.bytes_per_weight
+            * self._weight_bytes
             / (gpu.bandwidth_bytes_per_s * gpu.weight_share * stored.weight_share_factor)
         )
         return hypot(read_s, 2 * weights * num_tokens / self._product_flops()) + _KERNEL_LAUNCH_S

@@ -46,7 +46,8 @@ def test_the_served_classifier_agrees_with_scikit_learn_on_1000_prompts(prompts,
 
 
 def test_a_balanced_fit_leaves_no_cluster_nearly_empty(prompts):
-    assert min(fit([prompt.text for prompt in prompts], FitConfig(balanced=True)).shares) > 0.5 / 8
+    fitted = fit([prompt.text for prompt in prompts], FitConfig(balanced=True))
+    assert min(cluster.share for cluster in fitted.clusters) > 0.5 / 8
 
 
 def test_fit_writes_an_artefact_and_shows_its_clusters(tmp_path):

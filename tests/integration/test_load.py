@@ -102,12 +102,20 @@ async def test_the_window_opens_once_every_user_has_finished_a_request():
     assert len(firsts) == 20
     assert max(record.end_monotonic_ns for record in firsts) <= part.window_start_monotonic_ns
     assert part.warmup_s >= 0.4
+    assert not part.warmup_cut
 
 
 async def test_the_warm_up_ends_at_its_longest_time_though_no_user_has_finished():
     async with StreamingExpert(behaviour="hangs").serving() as expert:
         part = await run(spec_of(expert.url, warmup_max_s=0.3, measure_s=0.1, drain_s=0.0))
     assert part.warmup_s == pytest.approx(0.3, abs=0.3)
+    assert part.warmup_cut
+
+
+async def test_a_warm_up_of_fixed_length_is_not_cut_when_everybody_has_finished():
+    async with StreamingExpert().serving() as expert:
+        part = await run(spec_of(expert.url, warmup_s=0.5, warmup_max_s=0.5))
+    assert not part.warmup_cut
 
 
 async def test_answers_that_outlast_the_drain_are_cut_and_keep_what_came():

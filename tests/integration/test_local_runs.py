@@ -106,7 +106,7 @@ def test_an_expert_that_dies_in_the_middle_of_a_level_fails_the_run_and_marks_th
     levels = read_levels(run.root)
     assert list(levels["users"]) == [2]
     assert levels["valid"].tolist() == [False]
-    assert any("server died: expert-expert_1-0" in reason for reason in levels["invalid_reasons"].iloc[0])
+    assert any("broken off: expert-expert_1-0" in reason for reason in levels["invalid_reasons"].iloc[0])
     assert len(read_records(run.root)) > 0
     assert "failed: expert-expert_1-0 on local0" in output
     assert "killed by signal 9" in output

@@ -30,7 +30,9 @@ from erhpc.cluster.janitor import Janitor
 from erhpc.cluster.process import ChildProcess
 
 async def main():
-    janitor = Janitor()
+    folder = Path(sys.argv[1]).parent / "tmp"
+    folder.mkdir()
+    janitor = Janitor(folder)
     child = await ChildProcess.start("child", ["sleep", "600"], {}, Path(sys.argv[1]))
     other = await ChildProcess.start("other", ["sleep", "0"], {}, Path(sys.argv[1]))
     janitor.watch(child.pid)
@@ -184,11 +186,12 @@ def test_children_of_a_killed_agent_are_ended(tmp_path):
         agent.kill()
 
     runs.wait_until(lambda: not is_running(child), 20, "the end of the child")
+    runs.wait_until(lambda: not (tmp_path / "tmp").exists(), 20, "the end of its folder")
 
 
-async def test_a_janitor_that_is_closed_ends_what_it_was_not_told_to_forget(start):
+async def test_a_janitor_that_is_closed_ends_what_it_was_not_told_to_forget(start, tmp_path):
     forgotten, watched = await start("sleep", "600"), await start("sleep", "600")
-    janitor = Janitor()
+    janitor = Janitor(tmp_path / "none")
     janitor.watch(forgotten.pid)
     janitor.watch(watched.pid)
     janitor.forget(forgotten.pid)
@@ -200,8 +203,8 @@ async def test_a_janitor_that_is_closed_ends_what_it_was_not_told_to_forget(star
     await forgotten.stop(5)
 
 
-async def test_a_janitor_that_somebody_killed_costs_the_run_nothing():
-    janitor = Janitor()
+async def test_a_janitor_that_somebody_killed_costs_the_run_nothing(tmp_path):
+    janitor = Janitor(tmp_path)
     await wait_for(find_janitors)
     (pid,) = find_janitors()
     os.kill(pid, signal.SIGKILL)

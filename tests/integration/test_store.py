@@ -47,7 +47,7 @@ def stamp_version(path: Path, version: bytes):
 
 
 def test_a_part_comes_back_as_it_was_written(paths):
-    part = make_part(3, interrupted=True)
+    part = replace(make_part(3, interrupted=True), warmup_cut=True)
     part.records[1] = make_failure(part.records[1])
 
     write_part(paths.part(0, "client-0"), part)
@@ -79,6 +79,20 @@ def test_levels_are_added_to_those_that_are_there(tmp_path):
     assert levels["users"].tolist() == [1, 3]
     assert records["level"].value_counts().to_dict() == {0: len(make_part(1).records), 1: len(make_part(3).records)}
     assert set(records["run_id"]) == {"run"}
+
+
+@pytest.mark.parametrize("crashed", [False, True], ids=["whole", "records without a row"])
+def test_a_level_is_stored_once(paths, crashed):
+    part = make_part(3)
+    append_level(paths, IDENTITY, [part], summarise(part))
+    if crashed:
+        paths.levels.unlink()
+    before = paths.records.read_bytes()
+
+    with pytest.raises(InputError, match=r"records\.parquet holds level 0 already.*erhpc\.launch"):
+        append_level(paths, IDENTITY, [part], summarise(part))
+
+    assert paths.records.read_bytes() == before
 
 
 def test_a_reader_of_an_old_file_is_not_disturbed_by_a_new_level(paths):

@@ -12,7 +12,7 @@ from erhpc.plan.site import Site, decide_setting
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIRECTORY / "experiment").glob("*.yaml"))
 GPU_CLUSTER = Site(slurm_answers=True, slurm_gpus_per_node=8, vllm_python="/vllm/bin/python")
-LAPTOP = Site(vllm_python="/vllm/bin/python")
+LAPTOP = Site(vllm_cpu_python="/vllm-cpu/bin/python")
 
 
 @functools.cache

@@ -68,7 +68,26 @@ def test_every_choice_of_every_group_composes(group):
         (["cluster.ports=[9]"], ["cluster.ports", "[first,last]"]),
         (["router=none"], ["exactly one replica", "4"]),
         (["+foo=1"], ["foo", "no such key", "workload"]),
-        (["experts.expert_0.quantization=int3"], ["quantization", "int3", "awq"]),
+        (["experts.expert_0.quantization=int3"], ["experts.expert_0.quantization", "int3", "awq"]),
+        (["experts.expert_1.tensor_parallel=0"], ["experts.expert_1.tensor_parallel=0", "at least 1"]),
+        (["experts.expert_1.architecture.num_layers=0"], ["experts.expert_1.architecture.num_layers=0"]),
+        (["experts.expert_1.architecture.num_attention_heads=0"], ["architecture.num_attention_heads=0", "at least 1"]),
+        (["experts.expert_1.architecture.hidden_size=99"], ["hidden_size=99", "Set experts.expert_1.architecture"]),
+        (["workload.output_tokens.mean=0.5"], ["workload.output_tokens.mean=0.5", "from 8 to 64"]),
+        (["workload.input_tokens.kind=none"], ["workload.input_tokens.kind", "fixed, uniform, lognormal"]),
+        (["workload.users=[0]"], ["workload.users=[0]", "from 1 to 1000000"]),
+        (["workload.users=[1000001]"], ["workload.users=[1000001]", "from 1 to 1000000"]),
+        (
+            ["workload.output_tokens.high=8192"],
+            ["workload.output_tokens.high=8192", "experts.expert_0.max_model_len=8192", "no room"],
+        ),
+        (
+            ["workload.output_tokens={kind: fixed, mean: 9000, high: 9000}"],
+            ["workload.output_tokens.mean=9000", "experts.expert_0.max_model_len=8192"],
+        ),
+        (["seed=-1"], ["seed=-1", "at least 0"]),
+        (["cluster.cpus_per_node=0"], ["cluster.cpus_per_node=0", "at least 1"]),
+        (["cluster.time_limit_min=0"], ["cluster.time_limit_min=0", "at least 1"]),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_allowed(overrides, words):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What each room may import of erhpc beside itself, errors and config. Pure rooms come first.
 ROOMS = {
-    "plan": set(),
+    "plan": {"results"},
     "corpus": set(),
     "routing": {"corpus"},
     "twin": {"plan"},

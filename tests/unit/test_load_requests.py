@@ -8,7 +8,7 @@ from erhpc.config import LengthConfig, WorkloadConfig
 from erhpc.corpus.prompts import Prompt
 from erhpc.errors import InputError
 from erhpc.load.requests import LoadRequest, RequestSource, choose_prompts
-from erhpc.load.texts import CHARS_PER_TOKEN, write_text
+from erhpc.load.texts import write_text
 
 PROMPTS = [Prompt(f"p{number}", "math" if number % 2 else "law", f"Question {number}?") for number in range(50)]
 

@@ -48,7 +48,8 @@ def make_record(sent_ns=0, ttft_ns=100 * MS, gaps_us=(20_000, 20_000, 20_000), *
 
 def make_failed(**changes):
     tokenless = {"first_token_monotonic_ns": None, "last_token_monotonic_ns": None, "expert": None}
-    return make_record(gaps_us=(), status="failed", tokens_out=0, error_kind="connect", **tokenless, **changes)
+    failure = {"status": "failed", "tokens_out": 0, "error_kind": "connect", "http_status": None}
+    return make_record(gaps_us=(), **tokenless, **(failure | changes))
 
 
 def make_part(records, start_ns=0, end_ns=SECOND, **changes):
@@ -223,8 +224,35 @@ def test_a_level_without_any_answer_has_no_latency_and_says_so():
     assert row["ttft_p50_s"] is None
     assert row["invalid_reasons"][:2] == [
         "no request sent in the window finished",
-        "more than 1 % of requests failed (1 of 1)",
+        "more than 1 % of requests failed (1 of 1); commonest: connect",
     ]
+
+
+def test_the_commonest_error_is_told_by_kind_and_status_whatever_the_texts_name():
+    busy = {"error_kind": "status", "http_status": 503}
+    records = [
+        make_failed(error_text="Connection refused"),
+        make_failed(**busy, error_text="HTTP 503: ask\nagain"),
+        make_failed(**busy, error_text="HTTP 503: replica b"),
+        make_failed(**busy, error_text="HTTP 503: ask again"),
+        *[make_failed(error_text="too early", phase="warmup")] * 9,
+    ]
+
+    assert metrics.commonest_error(records) == "status: HTTP 503: ask again"
+    assert metrics.commonest_error(records[:1]) == "connect: Connection refused"
+    assert metrics.commonest_error(busy_records()) is None
+
+
+def test_an_answer_that_broke_off_is_told_with_its_status():
+    failed = make_failed(error_kind="truncated", http_status=200, error_text="no [DONE]")
+
+    assert metrics.commonest_error([failed]) == "truncated: HTTP 200: no [DONE]"
+
+
+def test_one_client_whose_warm_up_was_cut_makes_the_level_unsteady():
+    row = summarise(make_part(busy_records()), make_part(busy_records(), warmup_cut=True), users=2)
+
+    assert row["invalid_reasons"] == ["not steady: warm-up ended before every user had finished a request"]
 
 
 def test_a_level_whose_clients_left_nothing_is_an_invalid_row():

@@ -17,7 +17,7 @@ MIG_IDS = "MIG-1c1c1c1c-0000,MIG-2d2d2d2d-0000"
 def own_address(**changes):
     facts = {
         "node": "10.0.0.2",
-        "num_nodes": 2,
+        "shares_machine": False,
         "interface": None,
         "link_address": "10.1.0.2",
         "coordinator_address": "10.1.0.1",
@@ -76,7 +76,7 @@ def test_rank_0_listens_no_wider_than_its_nodes_need(hostnames, expected):
 
 
 def test_a_single_node_stays_on_loopback():
-    assert own_address(num_nodes=1, interface="lo") == "127.0.0.1"
+    assert own_address(shares_machine=True, interface="lo") == "127.0.0.1"
 
 
 def test_a_configured_interface_wins_over_the_name_of_the_node():

@@ -196,3 +196,20 @@ def test_a_longer_sweep_asks_for_a_longer_walltime():
 
     assert long.walltime_s > short.walltime_s > short.expected_s
     assert compose("quickstart").workload.measure_s * 4 < short.expected_s
+
+
+def test_the_cpu_build_of_vllm_is_not_taken_for_gpus():
+    built = Site(slurm_answers=True, slurm_gpus_per_node=8, vllm_cpu_python="/cpu/bin/python")
+
+    on_gpus = plan("llama3_70b_tp4", site=built)
+    on_cpu = plan("vllm_cpu_tiny", site=built)
+
+    assert all(process.argv[0] != "/cpu/bin/python" for process in on_gpus.processes)
+    assert on_cpu.processes[0].argv[0] == "/cpu/bin/python"
+
+
+def test_a_walltime_that_the_site_cuts_is_said_aloud():
+    planned = plan("quickstart", "cluster.time_limit_min=3")
+
+    assert planned.walltime_s == 180
+    assert any("walltime cut" in notice for notice in planned.notices)

@@ -98,13 +98,13 @@ def test_gpus_are_asked_for_only_when_they_are_used(overrides, gpus):
 
 
 def test_slurm_warns_the_job_before_the_time_limit_as_early_as_configured():
-    assert parameters("cluster.signal_delay_s=120")["additional_parameters"] == {"signal": "USR2@120"}
+    assert parameters("cluster.signal_delay_s=120")["additional_parameters"]["signal"] == "USR2@120"
 
 
 def test_a_warning_comes_no_earlier_than_half_of_a_short_walltime():
     given = parameters("cluster.signal_delay_s=36000")
 
-    assert given["additional_parameters"] == {"signal": f"USR2@{given['time'] * 30}"}
+    assert given["additional_parameters"]["signal"] == f"USR2@{given['time'] * 30}"
 
 
 def test_the_walltime_is_asked_for_in_whole_minutes_rounded_up():

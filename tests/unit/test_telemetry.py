@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from erhpc.results.telemetry import INTERVAL_S, LoopLag, TimedValues
+from erhpc.results.telemetry import INTERVAL_S, LoopLag, TimedValues, parse_window_s
 
 
 def test_a_quantile_counts_only_values_since_the_given_time():
@@ -24,6 +24,17 @@ def test_the_oldest_values_go_when_the_ring_is_full():
 
     assert values.quantile(0.0, since_s=0) == 15
     assert values.quantile(1.0, since_s=0) == 24
+
+
+def test_whoever_asks_for_no_window_gets_ten_seconds():
+    assert parse_window_s(None) == 10
+    assert parse_window_s("600") == 600
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "600.1", "soon", "nan", "inf", ""])
+def test_a_window_that_cannot_be_looked_back_on_is_refused(given):
+    with pytest.raises(ValueError, match=f"window_s='{given}' is out of range. Allowed: above 0, at most 600"):
+        parse_window_s(given)
 
 
 class LateClock:

@@ -39,7 +39,17 @@ def test_the_whole_command_of_a_single_node_server():
         *("/env/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model", "{run}/models/math"),
         *("--served-model-name", "math", "--load-format", "dummy", "--max-model-len", "8192"),
         *("--max-num-seqs", "256", "--max-num-batched-tokens", "2048", "--tensor-parallel-size", "4"),
-        *("--dtype", "bfloat16", "--gpu-memory-utilization", "0.9", "--host", "{address0}", "--port", "{port3}"),
+        *(
+            "--dtype",
+            "bfloat16",
+            "--no-enable-prefix-caching",
+            "--gpu-memory-utilization",
+            "0.9",
+            "--host",
+            "{address0}",
+            "--port",
+            "{port3}",
+        ),
         *("--disable-uvicorn-access-log", "--stream-interval", "4"),
     )
 
