@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from erhpc.config import DEMO_CORPUS, ExperimentConfig, FitConfig
 from erhpc.errors import ConfigError, ErhpcError
@@ -125,7 +126,7 @@ def verb(kind: type[T], config_name: str = "config") -> Callable[[Callable[[T, s
             os.environ[_FULL_ERROR] = "1"
             try:
                 decorated()
-            except (ErhpcError, HydraException, OmegaConfBaseException) as error:
+            except (ErhpcError, HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
                 _exit_with(error)
             except KeyboardInterrupt:
                 sys.exit(EXIT_INTERRUPTED)
@@ -137,18 +138,28 @@ def verb(kind: type[T], config_name: str = "config") -> Callable[[Callable[[T, s
 
 def explain(error: Exception) -> str:
     """Say what a configuration error is about: the key, and for a wrong key or value what is allowed there."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    cause = error
+    while isinstance(deeper := cause.__cause__ or cause.__context__, OmegaConfBaseException):
+        cause = deeper
     if not isinstance(cause, OmegaConfBaseException):
         return str(error).partition("Config search path:")[0].strip()
     message = str(cause.msg or cause).splitlines()[0]
+    if "is not a ListConfig" in message:
+        message = "a list is needed, e.g. [a,b]"
     where = f"{cause.full_key}: " if cause.full_key else ""
-    known = cause.object_type
-    if isinstance(known, type) and dataclasses.is_dataclass(known) and isinstance(cause, _WRONG_KEY):
-        names = [field.name for field in dataclasses.fields(known)]
-        near = difflib.get_close_matches(str(cause.key), names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{where}{message}.{hint} Allowed: {', '.join(names)}."
-    return f"{where}{message}"
+    if not isinstance(cause, _WRONG_KEY):
+        return f"{where}{message}"
+    allowed = _list_keys(cause)
+    near = difflib.get_close_matches(str(cause.key), allowed, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{where}{message}.{hint} Allowed: {', '.join(allowed)}."
+
+
+def _list_keys(error: OmegaConfBaseException) -> list[str]:
+    """The keys that exist where a wrong one was given."""
+    if isinstance(error.object_type, type) and dataclasses.is_dataclass(error.object_type):
+        return [field.name for field in dataclasses.fields(error.object_type)]
+    return [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
 
 
 def _exit_with(error: Exception) -> NoReturn:

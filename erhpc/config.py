@@ -20,8 +20,7 @@ POLICIES = ("cluster", "round_robin", "random", "least_loaded", "none")
 ROUTED_TEXTS = ("last_user", "all")
 PLACEMENTS = ("packed", "spread", "one_per_node")
 PROMPT_FORMATS = ("jsonl", "sharegpt", "synthetic")
-API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-APIS = tuple(API_PATHS)
+APIS = ("chat", "completions")
 QUANTIZATIONS = ("awq", "gptq", "fp8")
 DTYPES = ("bfloat16", "float16", "float32")
 LENGTH_KINDS = ("fixed", "uniform", "lognormal")
@@ -30,10 +29,6 @@ DEMO_CORPUS = "demo"
 AUTO_MODEL = "auto"
 """The model name that lets the router choose; no expert may bear it."""
 MAX_USERS = 1_000_000
-CHARS_PER_TOKEN = 4
-"""Rule of thumb for English text and byte-pair vocabularies of 32,000 to 128,000 entries."""
-KEEP_ALIVE_S = 4.0
-"""Idle time after which no client uses a connection again; uvicorn, which serves vLLM, closes them after 5 s."""
 
 
 @dataclass
@@ -61,17 +56,11 @@ class ArchitectureConfig:
         for name in ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_kv_heads"):
             require_range(f"{path}.{name}", getattr(self, name), 1)
         require_range(f"{path}.vocab_size", self.vocab_size, 300)
+        heads = f"num_attention_heads={self.num_attention_heads}"
         if self.head_dim is None:
-            raise ConfigError(
-                f"{path}.hidden_size={self.hidden_size} is no multiple of "
-                f"num_attention_heads={self.num_attention_heads}. Set {path}.head_dim."
-            )
-        require_range(f"{path}.head_dim", self.head_dim, 1)
+            raise ConfigError(f"{path}.hidden_size={self.hidden_size} is no multiple of {heads}. Set {path}.head_dim.")
         if self.num_attention_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"{path}.num_kv_heads={self.num_kv_heads} does not divide "
-                f"num_attention_heads={self.num_attention_heads}."
-            )
+            raise ConfigError(f"{path}.num_kv_heads={self.num_kv_heads} does not divide {heads}.")
 
 
 @dataclass
@@ -259,9 +248,7 @@ class WorkloadConfig:
 
     def __post_init__(self) -> None:
         if not self.users or any(not 1 <= count <= MAX_USERS for count in self.users):
-            raise ConfigError(
-                f"workload.users={self.users} must be a list of numbers from 1 to {MAX_USERS}, e.g. [1,10,100]."
-            )
+            raise ConfigError(f"workload.users={self.users} must be numbers from 1 to {MAX_USERS}, e.g. [1,10,100].")
         self.input_tokens.check("workload.input_tokens")
         self.output_tokens.check("workload.output_tokens")
         require_choice("workload.format", self.format, PROMPT_FORMATS)
@@ -348,6 +335,8 @@ class ExperimentConfig:
                 "experts is empty. Choose an experiment (+experiment=quickstart), or add one: "
                 "+expert@experts.math=llama3_8b."
             )
+        if not self.name.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(f"name={self.name!r} names a folder. Use letters, digits, '-' and '_'.")
         bad = [name for name in self.experts if not name.replace("_", "").replace("-", "").isalnum()]
         if bad or AUTO_MODEL in self.experts:
             raise ConfigError(
@@ -367,9 +356,8 @@ class ExperimentConfig:
         for name, expert in self.experts.items():
             if longest >= expert.max_model_len:
                 raise ConfigError(
-                    f"workload.output_tokens.{key}={longest} leaves no room for a prompt within "
-                    f"experts.{name}.max_model_len={expert.max_model_len}, which bounds prompt plus answer. "
-                    "Lower the first or raise the second."
+                    f"workload.output_tokens.{key}={longest} leaves no room for a prompt: experts.{name}.max_model_len="
+                    f"{expert.max_model_len} bounds prompt plus answer. Lower the first or raise the second."
                 )
 
     def _check_router(self) -> None:
@@ -406,8 +394,6 @@ class FitConfig:
     """Directory that receives the artefact."""
 
     def __post_init__(self) -> None:
-        require_range("clusters", self.clusters, 1)
-        require_range("dimensions", self.dimensions, 1)
-        require_range("max_vocabulary", self.max_vocabulary, 1)
-        require_range("iterations", self.iterations, 1)
+        for name in ("clusters", "dimensions", "max_vocabulary", "iterations"):
+            require_range(name, getattr(self, name), 1)
         require_range("seed", self.seed, 0)

@@ -5,6 +5,7 @@ Exit code 0: the run finished; 1: it failed; 2: the configuration or an input is
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import UTC, datetime
 
@@ -33,7 +34,7 @@ def main(experiment: ExperimentConfig, yaml: str) -> int:
     job = submit(plan, run, run_node)
     console.print(f"run: {run.root}\njob: {job.scheduler} {job.job_id}")
     if experiment.detach or is_multirun():
-        console.print(f"follow it: python -m erhpc.status {run.root}")
+        console.print(f"follow it: python -m erhpc.status {shlex.quote(str(run.root))}")
         return 0
     return conclude(follow_or_cancel(job, run, console), run, console)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from erhpc.errors import ErhpcError
 from erhpc.outcome import conclude
 from erhpc.results.paths import RunPaths
 
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -35,10 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = open_console()
     try:
         runs = [RunPaths(run.resolve()) for run in options.run]
-        cancelled = [_guard(_cancel, run, console) for run in runs] if options.cancel else []
-        shown = [_guard(_show if options.once else _follow, run, console) for run in runs]
-        return max(*cancelled, *shown, 0)
+        codes = [_guard(_cancel, run, console) for run in runs] if options.cancel else []
+        attend = _show if options.once else functools.partial(_follow, cancelled=options.cancel)
+        return max([*codes, *(_guard(attend, run, console) for run in runs)])
     except KeyboardInterrupt:
+        console.print("not following any more; the run goes on")
         return EXIT_INTERRUPTED
 
 
@@ -51,22 +54,30 @@ def _guard(act: Callable[[RunPaths, Console], int], run: RunPaths, console: Cons
         return EXIT_USER_ERROR
 
 
-def _cancel(run: RunPaths, _console: Console) -> int:
-    cancel(read_job(run), run)
+def _cancel(run: RunPaths, console: Console) -> int:
+    job = read_job(run)
+    if query_state(job, run).is_over:
+        console.print(f"{run.root}: has ended, nothing to cancel")
+    else:
+        cancel(job, run)
     return 0
 
 
 def _show(run: RunPaths, console: Console) -> int:
     job = read_job(run)
     console.print(f"run: {run.root}")
-    LineView(console).show(read_status(run.status), query_state(job, run))
+    queue, status = query_state(job, run), read_status(run.status)
+    LineView(console).show(status, queue)
+    if queue.is_over and status is not None and not status.is_final:
+        console.print("but its job is gone without a last word: killed, or its node failed")
+        return EXIT_FAILED
     return 0
 
 
-def _follow(run: RunPaths, console: Console) -> int:
+def _follow(run: RunPaths, console: Console, *, cancelled: bool) -> int:
     job = read_job(run)
     console.print(f"run: {run.root}")
-    return conclude(follow(job, run, console), run, console)
+    return conclude(follow(job, run, console, cancelled=cancelled), run, console)
 
 
 if __name__ == "__main__":

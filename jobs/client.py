@@ -16,8 +16,9 @@ import msgspec
 from erhpc.corpus.prompts import Prompt, read_prompts
 from erhpc.load.level import run_level
 from erhpc.load.progress import Progress
-from erhpc.load.requests import API_PATHS, choose_prompts
+from erhpc.load.requests import choose_prompts
 from erhpc.load.streaming import AiohttpClient
+from erhpc.plan.protocol import API_PATHS
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.store import write_part
 from jobs.process import read_key, run_job

@@ -191,6 +191,8 @@ class Children:
         text = log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace") if log.exists() else ""
         cause = first_error(text)
         where = f"{name} on {self._node}"
+        if cause and reason.startswith("killed"):
+            return f"{where}: {reason}; last in its log: {cause} (log: {log})"
         return f"{where}: {cause} ({reason}; log: {log})" if cause else f"{where}: {reason} (log: {log})"
 
     def _report(self, name: str, phase: Any, **details: Any) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from erhpc.cluster import network
 from erhpc.cluster.crew import Crew
 from erhpc.cluster.levels import LevelStore
-from erhpc.cluster.machine_lock import hold_machine
+from erhpc.cluster.machine_lock import find_holder, hold_machine
 from erhpc.cluster.messages import Assign, Output, Start, Stop, Survey
 from erhpc.cluster.status import LevelResult, ReplicaStatus, RunState, RunStatus, StatusFile
 from erhpc.errors import ProcessError
@@ -61,8 +61,8 @@ class Coordinator:
                 self._enter("starting", "gathering the nodes")
                 await self._gather()
                 if self._plan.cluster == "local":
-                    self._enter("waiting", "another local run holds this machine")
-                    await self._unless_interrupted(stack.enter_async_context(hold_machine(self._plan)))
+                    self._enter("waiting", f"this machine is held by {find_holder(self._plan)}")
+                    await self._unless_interrupted(stack.enter_async_context(hold_machine(self._plan, self._run)))
                 expiry = asyncio.create_task(self._expire())
                 stack.callback(expiry.cancel)
                 bindings = await self._assign()
@@ -70,7 +70,7 @@ class Coordinator:
                 await self._run_levels(bindings)
                 self._enter("finished")
             except Interruption:
-                self._enter("interrupted", "told to stop; finished levels are saved")
+                self._enter("interrupted", f"told to stop; {len(self._file.status.levels)} levels are saved")
             except ProcessError as error:
                 self._fail(str(error))
             except Exception as error:

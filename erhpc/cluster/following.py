@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterator
 
 from rich.console import Console
 
 from erhpc.cluster.queue import QueueState, cancel, query_state
-from erhpc.cluster.status import RunStatus, read_status
+from erhpc.cluster.status import RunStatus, StatusFile, read_status
 from erhpc.cluster.submission import SubmittedJob, find_submission_error, ignored_signals
 from erhpc.cluster.view import make_view
 from erhpc.errors import ProcessError
+from erhpc.plan.plan import plan_from_json
 from erhpc.results.paths import RunPaths
 
 STATUS_POLL_S = 0.25
@@ -55,19 +56,23 @@ def _patience_s(job: SubmittedJob, status: RunStatus | None) -> float:
     return LAST_WORD_TIMEOUT_S if status is not None and job.scheduler == "slurm" else NO_WORD_TIMEOUT_S
 
 
-def follow(job: SubmittedJob, run: RunPaths, console: Console) -> RunStatus:
-    """Show a run until it ends; returns its last status.
+def follow(job: SubmittedJob, run: RunPaths, console: Console, *, cancelled: bool = False) -> RunStatus:
+    """Show a run until it ends; returns its last status. `cancelled`: it need not have begun.
 
     Raises:
         ProcessError: the job ended without ever saying how (killed, or its node failed).
+        SubmitError: the scheduler cannot be asked.
     """
     view = make_view(console, f"{run.root.parent.name}/{run.root.name}")
     status: RunStatus | None = None
+    queue = QueueState("SUBMITTED")
     try:
         for status, queue in watch(job, run):
             view.show(status, queue)
     finally:
         view.close()
+    if status is None and (cancelled or queue.state == "CANCELLED"):
+        return _note_cancelled(run)
     if status is None or not status.is_final:
         raise ProcessError(
             f"the job ended without a last word: {find_submission_error(run) or 'no error in its log'}. "
@@ -79,15 +84,29 @@ def follow(job: SubmittedJob, run: RunPaths, console: Console) -> RunStatus:
 def follow_or_cancel(job: SubmittedJob, run: RunPaths, console: Console) -> RunStatus:
     """Like `follow`, but Ctrl-C cancels the job and waits until it has cleaned up; a second Ctrl-C leaves it.
 
+    TERM counts as Ctrl-C: whoever ends launch (a wrapper's time-out, say) does not mean to keep the GPUs. A closed
+    terminal does not: the run goes on.
+
     Raises:
-        KeyboardInterrupt: the second Ctrl-C, or the job was cancelled before it could say anything.
+        KeyboardInterrupt: the second Ctrl-C.
+        ProcessError, SubmitError: as `follow`.
     """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return follow(job, run, console)
     except KeyboardInterrupt:
         with ignored_signals():
             console.print("cancelling: saving records, stopping processes (Ctrl-C again: leave it to the scheduler)")
             cancel(job, run)
-        with contextlib.suppress(ProcessError):
-            return follow(job, run, console)
-        raise
+        return follow(job, run, console, cancelled=True)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _note_cancelled(run: RunPaths) -> RunStatus:
+    """The last word of a run whose job never began; nobody else can write it any more."""
+    plan = plan_from_json(run.plan.read_bytes())
+    status = RunStatus(experiment=plan.experiment.name, engine=plan.engine, num_levels=len(plan.levels))
+    status.state, status.detail = "interrupted", "cancelled before it began"
+    StatusFile(run.status, status).publish()
+    return status

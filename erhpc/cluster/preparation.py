@@ -39,7 +39,13 @@ def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
     check_inputs(plan)
     name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     run = RunPaths(Path(experiment.output_root).resolve() / experiment.name / name)
-    run.root.mkdir(parents=True)
+    try:
+        run.root.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"output_root={experiment.output_root}: {run.root} cannot be made: {error.strerror}. "
+            "Choose a folder that you may write to and that the nodes see."
+        ) from error
     try:
         _fill(plan, yaml, run)
     except BaseException:
@@ -74,7 +80,7 @@ def _check_artefact(experiment: ExperimentConfig, artefact: Path) -> None:
     if found != num_experts:
         raise ConfigError(
             f"router.artefact={artefact} has {found} clusters and the experiment has {num_experts} experts. "
-            f"Fit one that matches: python -m erhpc.fit clusters={num_experts} output=DIR."
+            f"Fit one that matches: python -m erhpc.fit corpus=FILE.jsonl clusters={num_experts} output=DIR."
         )
 
 

@@ -66,6 +66,12 @@ def build_slurm_parameters(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}
 
 
+def describe_request(plan: Plan) -> str:
+    """What the scheduler is asked for, in one line."""
+    asked = build_slurm_parameters(plan) if plan.cluster == "slurm" else {"tasks": plan.num_nodes}
+    return ", ".join(f"{name}={value}" for name, value in asked.items() if isinstance(value, int | str))
+
+
 def _warning_s(cluster: ClusterConfig, walltime_min: int) -> int:
     return min(cluster.signal_delay_s, walltime_min * 60 // 2)
 
@@ -83,7 +89,10 @@ def submit(plan: Plan, run: RunPaths, run_node: Callable[[str], object]) -> Subm
             job_id = str(_build_executor(plan, run).submit(run_node, str(run.root)).job_id)
         except Exception as error:
             shutil.rmtree(run.root, ignore_errors=True)  # nothing was queued, so nothing is lost
-            raise SubmitError(f"the scheduler refused the job: {error}".strip()) from error
+            raise SubmitError(
+                f"cluster={plan.cluster} refused the job: {str(error).strip()} (asked for: {describe_request(plan)}). "
+                "Correct the keys of conf/cluster, or run on this machine with cluster=local."
+            ) from error
     job = SubmittedJob(scheduler=plan.cluster, job_id=job_id)
     write_atomically(run.job, msgspec.json.encode(job))
     return job
@@ -111,7 +120,8 @@ def read_job(run: RunPaths) -> SubmittedJob:
         return msgspec.json.decode(run.job.read_bytes(), type=SubmittedJob)
     except (OSError, msgspec.DecodeError) as error:
         raise SubmitError(
-            f"{run.root} holds no submitted run ({error}). Give the folder that launch printed."
+            f"{run.root} holds no submitted run (no readable {run.job.name}). Give the folder that launch printed, "
+            "runs/<experiment>/<time>-<id>."
         ) from error
 
 

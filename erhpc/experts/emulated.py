@@ -16,11 +16,11 @@ from contextlib import suppress
 import msgspec
 from aiohttp import HttpVersion11, web
 
-from erhpc.config import API_PATHS
 from erhpc.errors import ProcessError
 from erhpc.experts.emulated_answer import AnswerText
 from erhpc.experts.emulated_engine import Answer, Engine
 from erhpc.experts.emulated_request import Api, RefusedRequest, parse_ask
+from erhpc.plan.protocol import API_PATHS
 from erhpc.plan.specs import EmulatedExpertSpec
 from erhpc.results.telemetry import LoopLag, parse_window_s
 from erhpc.twin.scheduler import Limits, Request, Scheduler

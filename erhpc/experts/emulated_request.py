@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from erhpc.config import CHARS_PER_TOKEN
 from erhpc.errors import ErhpcError
+from erhpc.plan.protocol import CHARS_PER_TOKEN
 
 Api = Literal["chat", "completions"]
 

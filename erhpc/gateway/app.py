@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from erhpc.config import API_PATHS
 from erhpc.gateway.errors import (
     ApiError,
     Outcome,
@@ -30,6 +29,7 @@ from erhpc.gateway.prober import Prober
 from erhpc.gateway.relay import Forward, Relay
 from erhpc.gateway.replicas import Replica, find_missing_experts
 from erhpc.gateway.requests import Api, Inquiry, choose_request_id, parse_inquiry
+from erhpc.plan.protocol import API_PATHS
 from erhpc.plan.specs import GatewaySpec
 from erhpc.results.telemetry import LoopLag, parse_window_s
 from erhpc.routing.policy import Choice, NoLiveReplica

@@ -14,8 +14,9 @@ from typing import NoReturn, Protocol
 import aiohttp
 from aiohttp import web
 
-from erhpc.config import KEEP_ALIVE_S, GatewayConfig
+from erhpc.config import GatewayConfig
 from erhpc.gateway.errors import Outcome, ReplicaError
+from erhpc.plan.protocol import KEEP_ALIVE_S
 
 EVENT_STREAM = "text/event-stream"
 PASSED_HEADERS = ("Content-Type", "Content-Encoding", "Cache-Control", "Retry-After", "x-erhpc-engine")

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 from numpy.random import PCG64, Generator, SeedSequence
 
-from erhpc.config import API_PATHS as API_PATHS
 from erhpc.config import WorkloadConfig
 from erhpc.corpus.prompts import Prompt
 from erhpc.errors import InputError
 from erhpc.load.lengths import draw_tokens
 from erhpc.load.texts import write_text
+
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:

@@ -13,10 +13,10 @@ from typing import Self
 
 import aiohttp
 
-from erhpc.config import KEEP_ALIVE_S
 from erhpc.load.answer import AnswerReader
 from erhpc.load.exchange import Clock, ErrorKind, Exchange
 from erhpc.load.requests import LoadRequest
+from erhpc.plan.protocol import KEEP_ALIVE_S
 
 CONNECT_TIMEOUT_S = 10.0
 TAIL_TIMEOUT_S = 1.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from erhpc.config import CHARS_PER_TOKEN
+from erhpc.plan.protocol import CHARS_PER_TOKEN
 
 VOCABULARY = (
     "answer between cause detail energy figure global happen island journey kernel letter matter number object people "

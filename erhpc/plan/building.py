@@ -12,7 +12,7 @@ from erhpc.config import ExperimentConfig
 from erhpc.plan import commands
 from erhpc.plan.duration import load_timeout_s, plan_duration, plan_levels
 from erhpc.plan.gpus import find_gpu
-from erhpc.plan.memory import MemoryFit, compute_weights_bytes, fit_memory
+from erhpc.plan.memory import MemoryFit, check_main_memory, compute_weights_bytes, fit_memory
 from erhpc.plan.placement import PlacedReplica, place_replicas
 from erhpc.plan.plan import Plan, PlannedProcess, PlannedReplica
 from erhpc.plan.ports import ENGINE_PORTS, GATEWAY_PORT, PortMap, build_port_map, replica_port
@@ -66,6 +66,8 @@ def _lay_out(experiment: ExperimentConfig, setting: Setting) -> _Layout:
     on_gpus = setting.engine == "emulated" or experiment.engine.device == "cuda"
     gpu = find_gpu(experiment.cluster.gpu) if on_gpus else None
     fits = {name: fit_memory(name, expert, gpu) for name, expert in experiment.experts.items()}
+    if gpu is None and setting.memory_bytes is not None:
+        check_main_memory(experiment.experts, setting.memory_bytes)
     num_nodes, placed = place_replicas(
         experiment.experts,
         experiment.placement,

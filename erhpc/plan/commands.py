@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from erhpc.config import ExperimentConfig
+from erhpc.config import AUTO_MODEL, ExperimentConfig
 from erhpc.plan.memory import CPU_KV_BYTES
 from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
 from erhpc.plan.ports import ENGINE_PORTS
@@ -22,8 +22,6 @@ from erhpc.results.paths import FIRST_CLIENT, RunPaths
 RUN = RunPaths(Path("{run}"))
 """The run folder as a placeholder."""
 KEY_FILE = str(RUN.key)
-AUTO_MODEL = "auto"
-"""The model name that lets the router choose."""
 GATEWAY_READY_S = 60.0
 SEED_STRIDE = 1000
 """More levels than a run will ever have."""

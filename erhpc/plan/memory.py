@@ -6,6 +6,7 @@ It knows nothing of time (the twin does) and nothing of which GPU a replica gets
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from erhpc.config import ArchitectureConfig, ExpertConfig
 from erhpc.errors import PlacementError
@@ -20,6 +21,8 @@ ACTIVATION_BYTES = int(1.3 * GIB)
 NULL_BLOCKS = 1
 """KV blocks that vLLM keeps as a placeholder: no sequence gets them."""
 KV_ELEMENT_BYTES = 2
+CPU_PROCESSES_BYTES = 2 * GIB
+"""What the three processes of a vLLM server hold besides weights and KV cache; 1.9 GiB were seen on a CPU."""
 CPU_KV_BYTES = GIB
 """KV cache of a vLLM replica on a CPU (VLLM_CPU_KVCACHE_SPACE=1)."""
 
@@ -119,13 +122,27 @@ def fit_memory(name: str, expert: ExpertConfig, gpu: Gpu | None) -> MemoryFit:
 def _explain_misfit(name: str, expert: ExpertConfig, gpu: Gpu | None, fit: MemoryFit, reserved: int) -> str:
     num_blocks = -(-expert.max_model_len // BLOCK_TOKENS) + NULL_BLOCKS
     needed = fit.weights_bytes_per_gpu + reserved + num_blocks * BLOCK_TOKENS * fit.kv_bytes_per_token_per_gpu
-    missing = needed - fit.usable_bytes_per_gpu
+    missing_gib = ceil(10 * (needed - fit.usable_bytes_per_gpu) / GIB) / 10
     where = "on the CPU" if gpu is None else f"on {expert.tensor_parallel} x {gpu.label}"
     return (
         f"experts.{name} ({expert.model}, tensor_parallel={expert.tensor_parallel}) does not fit {where}: "
         f"{fit.weights_bytes_per_gpu / GIB:.1f} GiB of weights, {reserved / GIB:.1f} GiB of activations and the KV "
         f"cache of one sequence of {expert.max_model_len} tokens need {needed / GIB:.1f} GiB per GPU, "
-        f"{fit.usable_bytes_per_gpu / GIB:.1f} GiB are usable: {missing / GIB:.1f} GiB missing. "
+        f"{fit.usable_bytes_per_gpu / GIB:.1f} GiB are usable: {missing_gib:.1f} GiB missing. "
         f"Raise experts.{name}.tensor_parallel, take a quantised expert, lower experts.{name}.max_model_len, "
         "or choose a cluster.gpu with more memory."
     )
+
+
+def check_main_memory(experts: dict[str, ExpertConfig], memory_bytes: int) -> None:
+    """Raise PlacementError unless all replicas, served on the CPU, fit the machine's memory together."""
+    needs = {
+        name: expert.replicas * (compute_weights_bytes(expert) + CPU_KV_BYTES + CPU_PROCESSES_BYTES)
+        for name, expert in experts.items()
+    }
+    if sum(needs.values()) > memory_bytes:
+        shown = ", ".join(f"{name}: {need / GIB:.1f}" for name, need in needs.items())
+        raise PlacementError(
+            f"the replicas need {sum(needs.values()) / GIB:.1f} GiB of main memory on the CPU ({shown}) and this machine "
+            f"has {memory_bytes / GIB:.1f}. Take smaller or fewer experts (expert=tiny), or engine=emulated."
+        )

@@ -80,7 +80,10 @@ def _draw_levels(plan: Plan) -> Text:
 
 
 def _draw_cost(plan: Plan) -> Text:
-    ports = f"ports {plan.ports.base(0)}..{plan.ports.base(0) + plan.ports.width - 1} (or a later band, if taken)"
+    ports = (
+        f"ports shown are those of the first of {plan.ports.num_bands} bands in {plan.ports.first}..{plan.ports.last}; "
+        "the job id decides which is taken"
+    )
     time = f"expected {plan.expected_s / 60:.1f} min, walltime {plan.walltime_s / 60:.0f} min"
     hours = f"GPU-hours: expected {plan.gpu_hours(plan.expected_s):.2f}, at most {plan.gpu_hours(plan.walltime_s):.2f}"
     asked = f"per node: {plan.gpus_per_node if plan.requests_gpus else 0} GPUs, {plan.cpus_per_node} CPUs asked for"
@@ -96,6 +99,7 @@ def _draw_command(plan: Plan, process: PlannedProcess) -> Text:
     settings = {name: bindings.fill(value) for name, value in process.environment.items()}
     if process.gpus:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, process.gpus)) if plan.requests_gpus else ""
-    words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    command = " ".join([*words, *(shlex.quote(bindings.fill(word)) for word in process.argv)])
-    return Text(f"  [node{process.node}] {process.name}: {command}", overflow="fold")
+    words = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
+    command = " ".join(shlex.quote(bindings.fill(word)) for word in process.argv)
+    environment = f"    {words} \\\n" if words else ""
+    return Text(f"  [node{process.node}] {process.name}:\n{environment}    {command}", overflow="fold")

@@ -16,6 +16,8 @@ class Site:
     slurm_gpus_per_node: int = 0
     """Most GPUs that any node of the partition offers; 0 without Slurm or without GPUs."""
     local_gpus: int = 0
+    memory_bytes: int | None = None
+    """Main memory of this machine."""
     vllm_python: str | None = None
     """Interpreter that $ERHPC_VLLM_PYTHON names."""
     vllm_cpu_python: str | None = None
@@ -31,6 +33,8 @@ class Setting:
     gpus_per_node: int
     """GPUs each node offers to replicas (emulated ones included)."""
     requests_gpus: bool
+    memory_bytes: int | None
+    """Main memory of each node, where it is known: on this machine."""
     vllm_python: str
     notices: tuple[str, ...] = ()
 
@@ -59,6 +63,7 @@ def decide_setting(experiment: ExperimentConfig, site: Site) -> Setting:
         engine=engine,
         gpus_per_node=offered if observed else configured,
         requests_gpus=on_gpus if wanted is None else wanted,
+        memory_bytes=site.memory_bytes if cluster == "local" else None,
         vllm_python=_find_vllm_python(experiment, site),
         notices=tuple(notices),
     )

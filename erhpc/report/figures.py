@@ -17,33 +17,32 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from erhpc.report.runs import MARK, is_all_emulated, is_emulated, name_series
+from erhpc.report.runs import MARK, is_all_emulated, is_emulated
+from erhpc.report.scales import choose_digits, choose_ticks, format_count, format_duration
+from erhpc.report.series import Series, split_series
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")
 """Okabe and Ito's colours, told apart by colour-blind readers too, without the yellow that is too pale for lines;
 then wine and olive of Paul Tol's muted scheme."""
 MARKERS = ("o", "s", "^", "D", "v")
+"""Their number shares no factor with that of the colours: 45 runs look different, and not by colour alone."""
 HATCHES = ("", "///", "...", "xxx")
 MARK_COLOUR = "#B00020"
 MUTED_COLOUR = "#555555"
-WATERMARK = {"rotation": 24, "ha": "center", "va": "center", "fontweight": "bold"}
-ON_WHITE = {"color": MARK_COLOUR, "alpha": 0.13, "fontsize": 34, "zorder": 1}
-ON_BARS = {
-    "color": MARK_COLOUR,
-    "fontsize": 17,
-    "zorder": 4,
-    "bbox": {"facecolor": "white", "alpha": 0.8, "linewidth": 0},
-}
+WATERMARK = {"color": MARK_COLOUR, "rotation": 24, "ha": "center", "va": "center", "fontweight": "bold"}
+BELOW_LINES = {"fontsize": 34, "alpha": 0.13, "zorder": 1}
+ABOVE_BARS = {"fontsize": 28, "alpha": 0.28, "zorder": 4}
 DPI = 150
-MIN_TICK_RATIO = 1.35
-"""Levels nearer to each other than this share one tick label on the log axis, or labels would overlap."""
 PANELS_PER_ROW = 3
 TITLE_INCHES = 0.45
 MARK_INCHES = 0.55
+OVERVIEW_INCHES = 11.5
+LEGEND_ROW_INCHES = 0.2
+LEGEND_HANDLE_INCHES = 0.65
+LEGEND_LETTER_INCHES = 0.075
+"""Mean width of a letter at the legend's 9 points."""
 
-
-Styles = dict[tuple[str, str], dict[str, Any]]
-"""Colour and marker by (experiment, engine)."""
+Style = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,6 @@ class Panel:
     title: str
     lines: tuple[tuple[str, str], ...]
     format_value: Callable[[float], str]
-
-
-def format_duration(value_s: float) -> str:
-    """An axis label for a duration in seconds: 20 ms, 1.5 s."""
-    return f"{value_s * 1000:.4g} ms" if value_s < 0.9995 else f"{value_s:.4g} s"
-
-
-def format_count(value: float) -> str:
-    """An axis label for a rate: 50, 2,000."""
-    return f"{value:,.10g}"
 
 
 PANELS = (
@@ -83,28 +72,29 @@ def write_figures(levels: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def draw_overview(levels: pd.DataFrame) -> Figure:
-    """Throughput, TTFT, TPOT and E2E against users: a colour per experiment, a line per run, hollow if invalid."""
-    styles = _choose_styles(levels)
-    figure = Figure(figsize=(11.5, 8.6 + 0.08 * len(styles)))
+    """Throughput, TTFT, TPOT and E2E against users: a colour and a line per run, hollow where a level is invalid."""
+    series = split_series(levels)
+    handles = [*_make_series_handles(series), *_make_style_handles(levels)]
+    num_columns = choose_legend_columns([str(handle.get_label()) for handle in handles])
+    figure = Figure(figsize=(OVERVIEW_INCHES, 8.4 + LEGEND_ROW_INCHES * ceil(len(handles) / num_columns)))
     for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        _draw_panel(axes, panel, levels, styles)
-    _add_title(figure, levels, f"Expert Router under load: {_describe_runs(levels)}")
-    handles = [*_make_series_handles(styles), *_make_style_handles(levels)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+        _draw_panel(axes, panel, levels, series)
+    _add_title(figure, levels, f"Expert Router under load: {_describe_runs(series)}")
+    figure.legend(handles=handles, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=9)
     return figure
 
 
 def draw_expert_share(levels: pd.DataFrame) -> Figure:
     """Which expert answered how much: a panel per run, a stacked bar per level, a colour per expert."""
-    runs = [run for _, run in levels.groupby(["experiment", "run_id"], sort=False)]
+    series = split_series(levels)
     experts = sorted({expert for shares in levels["expert_share"] for expert in shares})
-    num_columns = min(PANELS_PER_ROW, len(runs))
-    num_rows = ceil(len(runs) / num_columns)
+    num_columns = min(PANELS_PER_ROW, len(series))
+    num_rows = ceil(len(series) / num_columns)
     figure = Figure(figsize=(max(6.4, 4.2 * num_columns), 1.6 + 2.9 * num_rows))
     panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
-    for axes, run in zip(panels, runs, strict=False):
+    for axes, run in zip(panels, series, strict=False):
         _draw_shares(axes, run, experts)
-    for axes in panels[len(runs) :]:
+    for axes in panels[len(series) :]:
         axes.set_visible(False)
     _add_title(figure, levels, "Share of requests that each expert answered")
     handles = [Patch(**_style_expert(experts.index(expert)), label=expert) for expert in experts]
@@ -113,52 +103,36 @@ def draw_expert_share(levels: pd.DataFrame) -> Figure:
     return figure
 
 
-def choose_ticks(users: Iterable[int]) -> list[int]:
-    """The levels to label on a log axis: all of them, less those that would touch a larger neighbour's label."""
-    ticks: list[int] = []
-    for count in sorted(set(users), reverse=True):
-        if not ticks or ticks[-1] / count >= MIN_TICK_RATIO:
-            ticks.append(count)
-    return ticks[::-1]
+def choose_legend_columns(labels: Sequence[str]) -> int:
+    """How many columns of the longest of `labels` fit below the overview."""
+    longest_inches = LEGEND_HANDLE_INCHES + LEGEND_LETTER_INCHES * max(len(label) for label in labels)
+    return max(1, min(4, int(OVERVIEW_INCHES / longest_inches)))
 
 
-def choose_digits(span: float) -> tuple[float, ...]:
-    """Which multiples of each power of ten to label on a log axis whose ends have the ratio `span`."""
-    if span > 2000:
-        return (1,)
-    if span > 10:
-        return (1, 2, 5)
-    return (1, 1.5, 2, 3, 4, 5, 7) if span > 2 else tuple(digit / 10 for digit in range(10, 100, 5))
+def _style_series(index: int) -> Style:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _choose_styles(levels: pd.DataFrame) -> Styles:
-    """Colour by experiment; the marker tells apart experiments that share a colour, and engines of one experiment."""
-    experiments = list(dict.fromkeys(levels["experiment"]))
-    styles: Styles = {}
-    for experiment, engine in dict.fromkeys(zip(levels["experiment"], levels["engine"], strict=True)):
-        index = experiments.index(experiment)
-        num_engines_before = sum(known == experiment for known, _ in styles)
-        marker = MARKERS[(index // len(COLOURS) + 2 * num_engines_before) % len(MARKERS)]
-        styles[experiment, engine] = {"color": COLOURS[index % len(COLOURS)], "marker": marker}
-    return styles
-
-
-def _draw_panel(axes: Any, panel: Panel, levels: pd.DataFrame, styles: Styles) -> None:
-    for (experiment, engine, _), run in levels.groupby(["experiment", "engine", "run_id"], sort=False):
+def _draw_panel(axes: Any, panel: Panel, levels: pd.DataFrame, series: Sequence[Series]) -> None:
+    for index, run in enumerate(series):
         for column, line_style in panel.lines:
-            _draw_line(axes, run.sort_values("users"), column, line_style, styles[experiment, engine])
+            _draw_line(axes, run.levels.sort_values("users"), column, line_style, _style_series(index))
     _draw_user_axis(axes, levels["users"])
-    if any(levels[column].notna().any() for column, _ in panel.lines):
+    if any((levels[column] > 0).any() for column, _ in panel.lines):
         axes.set_yscale("log")
         _label_value_axis(axes, panel.format_value)
+    else:
+        _say_nothing_to_draw(axes, levels)
     axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
     axes.grid(visible=True, which="major", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    _add_watermark(axes, levels, ON_WHITE)
+    _add_watermark(axes, levels, BELOW_LINES)
 
 
-def _draw_line(axes: Any, run: pd.DataFrame, column: str, line_style: str, style: dict[str, str]) -> None:
-    users, values = (run[name].to_numpy(dtype=float, na_value=float("nan")) for name in ("users", column))
+def _draw_line(axes: Any, run: pd.DataFrame, column: str, line_style: str, style: Style) -> None:
+    # A log axis has no place for zero: a line towards it would point at a value that was not measured.
+    drawn = run[column].where(run[column] > 0)
+    users, values = (numbers.to_numpy(dtype=float, na_value=float("nan")) for numbers in (run["users"], drawn))
     valid = run["valid"].to_numpy(dtype=bool)
     width = 1.8 if line_style == "-" else 1.3
     axes.plot(users, values, line_style, color=style["color"], linewidth=width, zorder=2)
@@ -173,6 +147,12 @@ def _draw_line(axes: Any, run: pd.DataFrame, column: str, line_style: str, style
             markerfacecolor=fill,
             zorder=3,
         )
+
+
+def _say_nothing_to_draw(axes: Any, levels: pd.DataFrame) -> None:
+    text = "no values" if levels["requests_ok"].any() else "no answers"
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=13, color=MUTED_COLOUR)
+    axes.set_yticks([])
 
 
 def _draw_user_axis(axes: Any, users: Iterable[int]) -> None:
@@ -191,8 +171,8 @@ def _label_value_axis(axes: Any, format_value: Callable[[float], str]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _draw_shares(axes: Any, run: pd.DataFrame, experts: Sequence[str]) -> None:
-    levels = run.sort_values("users").to_dict("records")
+def _draw_shares(axes: Any, run: Series, experts: Sequence[str]) -> None:
+    levels = run.levels.sort_values("users").to_dict("records")
     for position, level in enumerate(levels):
         bottom = 0.0
         for expert, share in sorted(level["expert_share"].items()):
@@ -200,22 +180,22 @@ def _draw_shares(axes: Any, run: pd.DataFrame, experts: Sequence[str]) -> None:
             bottom += share
         if not level["expert_share"]:
             axes.text(position, 0.5, "no answer", rotation=90, ha="center", va="center", color=MUTED_COLOUR)
-    first = levels[0]
-    title = f"{name_series(first['experiment'], first['engine'])}\n{first['run_id']}"
-    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_title(run.full_name.replace(", ", "\n"), loc="left", fontsize=9)
     names = [f"{level['users']:,}{'' if level['valid'] else '*'}" for level in levels]
     axes.set_xticks(range(len(levels)), names, fontsize=9 if len(levels) < 8 else 7)
     axes.set_xlabel(
         "concurrent users" + ("" if all(level["valid"] for level in levels) else "   (* not to be trusted)")
     )
     axes.set_ylim(0, 1)
-    axes.set_xlim(-0.6, max(len(levels), 3) - 0.4)
+    # A few bars keep to the middle, or they would be as wide as the panel.
+    margin = 0.6 + 0.3 * max(0, 3 - len(levels))
+    axes.set_xlim(-margin, len(levels) - 1 + margin)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.spines[["top", "right"]].set_visible(False)
-    _add_watermark(axes, run, ON_BARS)
+    _add_watermark(axes, run.levels, ABOVE_BARS)
 
 
-def _style_expert(index: int) -> dict[str, Any]:
+def _style_expert(index: int) -> Style:
     hatch = HATCHES[index // len(COLOURS) % len(HATCHES)]
     return {"facecolor": COLOURS[index % len(COLOURS)], "hatch": hatch, "edgecolor": "white", "linewidth": 0.6}
 
@@ -241,16 +221,16 @@ def _add_title(figure: Figure, levels: pd.DataFrame, title: str) -> None:
         )
 
 
-def _add_watermark(axes: Any, levels: pd.DataFrame, style: dict[str, Any]) -> None:
+def _add_watermark(axes: Any, levels: pd.DataFrame, style: Style) -> None:
     # In every panel: a panel cut out of its figure must still say what it shows.
     if is_emulated(levels):
         text = "EMULATED" if is_all_emulated(levels) else "PARTLY\nEMULATED"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, **WATERMARK, **style)
 
 
-def _make_series_handles(styles: Styles) -> Iterator[Line2D]:
-    for (experiment, engine), style in styles.items():
-        yield Line2D([], [], linewidth=1.8, label=name_series(experiment, engine), **style)
+def _make_series_handles(series: Sequence[Series]) -> Iterator[Line2D]:
+    for index, run in enumerate(series):
+        yield Line2D([], [], linewidth=1.8, label=run.name, **_style_series(index))
 
 
 def _make_style_handles(levels: pd.DataFrame) -> Iterator[Line2D]:
@@ -260,7 +240,8 @@ def _make_style_handles(levels: pd.DataFrame) -> Iterator[Line2D]:
         yield Line2D([], [], color=MUTED_COLOUR, marker="o", markerfacecolor="white", label="hollow: not to be trusted")
 
 
-def _describe_runs(levels: pd.DataFrame) -> str:
-    num_runs = levels["run_id"].nunique()
-    names = ", ".join(dict.fromkeys(levels["experiment"]))
-    return f"{names}, run {levels['run_id'].iloc[0]}" if num_runs == 1 else f"{num_runs} runs"
+def _describe_runs(series: Sequence[Series]) -> str:
+    experiments = {run.experiment for run in series}
+    if len(series) == 1:
+        return f"{series[0].experiment}, run {series[0].run_id}"
+    return f"{series[0].experiment}, {len(series)} runs" if len(experiments) == 1 else f"{len(series)} runs"

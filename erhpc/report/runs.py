@@ -61,11 +61,6 @@ def is_all_emulated(levels: pd.DataFrame) -> bool:
     return bool((levels["engine"] == EMULATED).all())
 
 
-def name_series(experiment: str, engine: str) -> str:
-    """How a report calls the results of an experiment; emulated ones never look like measured ones."""
-    return f"{experiment} ({EMULATED})" if engine == EMULATED else experiment
-
-
 def _find_below(folder: Path) -> Iterator[RunPaths]:
     if not folder.is_dir():
         return

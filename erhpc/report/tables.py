@@ -5,8 +5,7 @@ Pure: a data frame in, a rich table out. It knows no file and prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain, repeat
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,10 +14,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from erhpc.report.runs import MARK, is_all_emulated, is_emulated, name_series
+from erhpc.report.runs import MARK, is_all_emulated, is_emulated
+from erhpc.report.series import Series, split_series
 
 MISSING = "-"
-STYLE: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True, "title_style": "bold"}
+STYLE: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "show_edge": False,
+    "pad_edge": False,
+    "collapse_padding": True,
+    "title_style": "bold",
+}
+SECTION_STYLE: dict[str, Any] = {"show_header": False, "title_justify": "left"}
+BLANK_LINE = Text()
 LATENCY_COLUMNS = (
     ("TTFT\np50", "ttft_p50_s"),
     ("TTFT\np99", "ttft_p99_s"),
@@ -26,27 +34,20 @@ LATENCY_COLUMNS = (
     ("TPOT\np99", "tpot_p99_s"),
     ("E2E\np50", "e2e_p50_s"),
 )
+HEADINGS = ("users", "ok", "failed", "tok/s", *(heading for heading, _ in LATENCY_COLUMNS), "valid")
 
 
 def summary_table(levels: pd.DataFrame) -> RenderableType:
-    """One row per level of `levels` (LEVEL_COLUMNS), in the given order, a section per run.
+    """One row per level of `levels` (LEVEL_COLUMNS), in the given order; of several runs, each below its own name.
 
     Rates are per second, latencies carry their unit; below it stand the reasons of every invalid level.
     """
-    table = Table(title=_make_title(levels), **STYLE)
-    if several := levels["run_id"].nunique() > 1:
-        table.add_column("run", overflow="fold")
-    for name in ("users", "ok", "failed", "tok/s", *(name for name, _ in LATENCY_COLUMNS)):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("valid", justify="center")
-    for (experiment, run_id, engine), run in levels.groupby(["experiment", "run_id", "engine"], sort=False):
-        names = chain([f"{name_series(experiment, engine)}\n{run_id}"], repeat(""))
-        for name, level in zip(names, run.to_dict("records"), strict=False):
-            cells = [name, *_make_cells(level)] if several else _make_cells(level)
-            table.add_row(*cells, style=None if level["valid"] else "yellow")
-        table.add_section()
-    reasons = _list_invalid_levels(levels)
-    return table if reasons is None else Group(table, reasons)
+    series = split_series(levels)
+    widths = _measure_columns(levels)
+    alone = len(series) == 1
+    table = _make_table(widths, levels if alone else levels[:0], title=_make_title(levels))
+    sections = [BLANK_LINE] if alone else _make_sections(widths, series)
+    return Group(table, *sections, *_list_invalid_levels(series))
 
 
 def format_seconds(value_s: float | None) -> str:
@@ -70,6 +71,27 @@ def _format_digits(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def _measure_columns(levels: pd.DataFrame) -> list[int]:
+    """Width in characters of each column, so that the sections of all runs line up."""
+    rows = [HEADINGS, *(tuple(_make_cells(level)) for level in levels.to_dict("records"))]
+    return [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*rows, strict=True)]
+
+
+def _make_sections(widths: Sequence[int], series: Sequence[Series]) -> Iterator[RenderableType]:
+    for run in series:
+        yield _make_table(widths, run.levels, title=run.full_name, **SECTION_STYLE)
+        yield BLANK_LINE
+
+
+def _make_table(widths: Sequence[int], levels: pd.DataFrame, **style: Any) -> Table:
+    table = Table(**(STYLE | style))
+    for heading, width in zip(HEADINGS, widths, strict=True):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    for level in levels.to_dict("records"):
+        table.add_row(*_make_cells(level), style=None if level["valid"] else "yellow")
+    return table
+
+
 def _make_cells(level: dict[str, Any]) -> Iterator[str]:
     yield from (str(level[name]) for name in ("users", "requests_ok", "requests_failed"))
     yield format_rate(level["output_tokens_per_s"])
@@ -86,11 +108,13 @@ def _make_title(levels: pd.DataFrame) -> Text:
     return title
 
 
-def _list_invalid_levels(levels: pd.DataFrame) -> Text | None:
-    invalid = levels[~levels["valid"].astype(bool)]
+def _list_invalid_levels(series: Sequence[Series]) -> Iterator[RenderableType]:
     lines = [
-        f"{name_series(level['experiment'], level['engine'])}, {level['users']} users: {reason}"
-        for level in invalid.to_dict("records")
+        f"  {run.name}, {level['users']} users: {reason}"
+        for run in series
+        for level in run.levels.to_dict("records")
+        if not level["valid"]
         for reason in level["invalid_reasons"]
     ]
-    return Text("Not to be trusted\n" + "\n".join(f"  {line}" for line in lines), style="yellow") if lines else None
+    if lines:
+        yield Text("\n".join(["Not to be trusted", *lines, ""]), style="yellow")

@@ -182,9 +182,7 @@ class Roofline:
     def _product_s(self, weights: float, num_tokens: int) -> float:
         gpu, stored = self._gpu, self._format
         read_s = (
-            weights
-            * self._weight_bytes
-            / (gpu.bandwidth_bytes_per_s * gpu.weight_share * stored.weight_share_factor)
+            weights * self._weight_bytes / (gpu.bandwidth_bytes_per_s * gpu.weight_share * stored.weight_share_factor)
         )
         return hypot(read_s, 2 * weights * num_tokens / self._product_flops()) + _KERNEL_LAUNCH_S
 

@@ -193,7 +193,7 @@ def test_a_detached_run_goes_on_alone_and_can_be_cancelled_later(tmp_path):
 
     assert "running: level 1 of 1: 2 users" in shown.stdout
     assert cancelled.returncode == 130, cancelled.stdout
-    assert "interrupted: told to stop; finished levels are saved" in cancelled.stdout
+    assert "interrupted: told to stop; levels are saved" in cancelled.stdout
     assert "interrupted" in read_levels(run.root)["invalid_reasons"].iloc[0]
     assert len(read_records(run.root)) > 0
     assert_nothing_is_left(run)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 
 import nbformat
@@ -27,7 +28,16 @@ async def test_the_notebook_shows_the_table_and_both_figures_of_the_runs_it_is_g
     shown = [output["data"] for output in outputs if "data" in output]
     assert not [output for output in outputs if output.output_type in ("stream", "error")]
     assert any("20260101-130000-cd34" in data.get("text/plain", "") for data in shown)
-    assert sum("image/png" in data for data in shown) == 2
+    images = [b64decode(data["image/png"]) for data in shown if "image/png" in data]
+    assert [image[:4] for image in images] == [b"\x89PNG"] * 2
+
+
+def test_the_notebook_begins_with_how_to_open_it(notebook):
+    title, _, first_line = notebook.cells[0].source.splitlines()[:3]
+
+    assert title == "# Compare runs"
+    assert "`pip install jupyterlab`" in first_line
+    assert f"`jupyter lab analysis/{NOTEBOOK.name}`" in first_line
 
 
 def test_the_notebook_is_kept_without_outputs(notebook):

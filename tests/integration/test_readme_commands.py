@@ -85,7 +85,7 @@ def check_plan(command, tmp_path, environment):
     output = execute(command, env=environment)
 
     assert "expert_0-0" in output
-    assert "485,440" in output
+    assert "485,424" in output
     assert "vllm.entrypoints.openai.api_server" in output
 
 

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
+from math import isnan
 
 import pytest
 
 from erhpc.report.__main__ import main
-from erhpc.report.figures import choose_ticks, draw_expert_share, draw_overview
+from erhpc.report.figures import draw_expert_share, draw_overview
 from erhpc.report.runs import MARK, find_runs, load_levels
+from erhpc.report.scales import choose_digits, choose_ticks
 from erhpc.results.metrics import summarise_level
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import LevelIdentity
 from erhpc.results.store import append_level, empty_results
 
-from .synthetic_results import write_run
+from .synthetic_results import make_part, write_run
 
 
 def texts_of(figure):
@@ -123,7 +126,21 @@ def test_emulated_and_measured_results_in_one_figure_are_told_apart(tmp_path):
     texts = texts_of(draw_overview(levels))
 
     assert f"Series named (emulated) are {MARK}" in texts
-    assert {"quickstart", "quickstart (emulated)"} <= set(texts)
+    assert {"quickstart (emulated), a", "quickstart, b"} <= set(texts)
+
+
+def test_runs_of_one_experiment_have_a_colour_and_a_legend_entry_each(tmp_path):
+    runs = [write_run(tmp_path / name, users=(1, 4), speed=speed) for name, speed in (("a", 1.0), ("b", 2.0))]
+    other = write_run(tmp_path / "c", experiment="baseline", users=(1, 4))
+
+    overview = draw_overview(levels_of(*runs, other))
+
+    entries = {handle.get_label(): handle.get_color() for handle in overview.legends[0].legend_handles}
+    names = ["quickstart (emulated), a", "quickstart (emulated), b", "baseline (emulated)"]
+    assert list(entries)[:3] == names
+    assert len({entries[name] for name in names}) == 3
+    drawn = [line for line in overview.axes[0].lines if line.get_linestyle() == "-"]
+    assert [line.get_color() for line in drawn] == [entries[name] for name in names]
 
 
 def test_an_invalid_level_is_drawn_hollow(tmp_path):
@@ -135,17 +152,64 @@ def test_an_invalid_level_is_drawn_hollow(tmp_path):
     assert [line.get_xdata().tolist() for line in hollow] == [[9.0]]
 
 
-def test_a_level_without_any_answer_can_be_reported(tmp_path, capsys):
-    paths = RunPaths(tmp_path)
-    identity = LevelIdentity(
-        experiment="quickstart", run_id="a", engine="vllm", level=0, users=3, num_replicas=4, num_gpus=8
-    )
-    row = summarise_level(identity, [], gateway_lag_p99_s=None, engine_lag_p99_s=None, reasons=["replica law-0 died"])
-    append_level(paths, identity, [], row)
+def write_answerless_run(folder, users=(3,)):
+    paths = RunPaths(folder)
+    for level, count in enumerate(users):
+        identity = LevelIdentity(
+            experiment="quickstart", run_id="a", engine="vllm", level=level, users=count, num_replicas=4, num_gpus=8
+        )
+        row = summarise_level(
+            identity,
+            [replace(make_part(1), records=[])],
+            gateway_lag_p99_s=None,
+            engine_lag_p99_s=None,
+            reasons=["replica law-0 died"],
+        )
+        append_level(paths, identity, [], row)
+    return paths
 
-    assert main([str(tmp_path)]) == 0
+
+def test_a_level_without_any_answer_can_be_reported(tmp_path, capsys):
+    run = write_answerless_run(tmp_path)
+
+    assert main([str(run.root)]) == 0
 
     assert "quickstart, 3 users: replica law-0 died" in capsys.readouterr().out
+
+
+def test_panels_without_any_answer_say_so_and_have_no_value_axis(tmp_path):
+    overview = draw_overview(levels_of(write_answerless_run(tmp_path, users=(1, 10))))
+
+    assert texts_of(overview).count("no answers") == 4
+    assert [axes.get_yticks().tolist() for axes in overview.axes] == [[]] * 4
+
+
+def test_a_level_of_zero_tokens_per_second_leaves_a_gap_in_the_line(tmp_path):
+    levels = levels_of(write_run(tmp_path / "run", users=(1, 4, 9)))
+    levels.loc[levels["users"] == 4, "output_tokens_per_s"] = 0.0
+
+    throughput = draw_overview(levels).axes[0]
+
+    drawn = throughput.lines[0].get_ydata()
+    assert [value > 0 for value in drawn] == [True, False, True]
+    assert isnan(drawn[1])
+    assert throughput.get_ylim()[0] > 1
+
+
+def test_a_few_levels_stand_in_the_middle_of_the_panel_of_shares(tmp_path):
+    for users in ((1,), (1, 10), (1, 10, 100)):
+        shares = draw_expert_share(levels_of(write_run(tmp_path / str(len(users)), users=users))).axes[0]
+
+        low, high = shares.get_xlim()
+        assert low + high == pytest.approx(len(users) - 1)
+
+
+def test_the_mark_on_bars_lets_them_be_seen(tmp_path):
+    shares = draw_expert_share(levels_of(write_run(tmp_path / "run", users=(1, 4))))
+
+    (mark,) = [text for text in shares.axes[0].texts if text.get_text() == "EMULATED"]
+    assert mark.get_bbox_patch() is None
+    assert mark.get_alpha() < 0.4
 
 
 def test_the_levels_of_the_run_are_the_ticks_of_the_axis(tmp_path):
@@ -158,3 +222,13 @@ def test_the_levels_of_the_run_are_the_ticks_of_the_axis(tmp_path):
 
 def test_levels_too_close_to_be_labelled_keep_the_larger_one():
     assert choose_ticks([1, 2, 900, 950, 1000]) == [1, 2, 1000]
+
+
+@pytest.mark.parametrize("low", [1.0, 1.7, 2.3, 4.6, 7.0, 9.3])
+@pytest.mark.parametrize("span", [1.3, 1.9, 4.0, 60.0, 3000.0])
+def test_every_axis_bears_at_least_two_labels(low, span):
+    digits = choose_digits(span)
+
+    labels = [digit * 10**power for power in range(6) for digit in digits if low <= digit * 10**power <= low * span]
+
+    assert len(labels) >= 2

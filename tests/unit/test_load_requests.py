@@ -9,6 +9,7 @@ from erhpc.corpus.prompts import Prompt
 from erhpc.errors import InputError
 from erhpc.load.requests import LoadRequest, RequestSource, choose_prompts
 from erhpc.load.texts import write_text
+from erhpc.plan.protocol import CHARS_PER_TOKEN
 
 PROMPTS = [Prompt(f"p{number}", "math" if number % 2 else "law", f"Question {number}?") for number in range(50)]
 

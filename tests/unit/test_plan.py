@@ -213,3 +213,12 @@ def test_a_walltime_that_the_site_cuts_is_said_aloud():
 
     assert planned.walltime_s == 180
     assert any("walltime cut" in notice for notice in planned.notices)
+
+
+def test_experts_that_exceed_the_memory_of_this_machine_are_refused_on_the_cpu():
+    laptop = Site(memory_bytes=24 * 1024**3, vllm_cpu_python="/cpu/bin/python")
+
+    assert plan("vllm_cpu_tiny", site=laptop).replicas
+    with pytest.raises(PlacementError, match="GiB of main memory") as caught:
+        plan("llama3_70b_tp4", "engine=vllm_cpu", "cluster=local", site=laptop)
+    assert "engine=emulated" in str(caught.value)

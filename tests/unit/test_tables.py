@@ -92,7 +92,40 @@ def test_emulated_runs_beside_measured_ones_are_named_one_by_one():
 
 
 def test_runs_of_the_same_experiment_are_told_apart_by_their_folder():
-    text = render(make_level(1, run_id="20260101-a"), make_level(1, run_id="20260102-b"), width=120)
+    text = render(make_level(1, run_id="20260101-a"), make_level(1, run_id="20260102-b"))
 
-    assert "20260101-a" in text
-    assert "20260102-b" in text
+    assert "quickstart, 20260101-a" in text
+    assert "quickstart, 20260102-b" in text
+
+
+def test_several_runs_fit_eighty_columns_each_below_a_line_with_its_name():
+    names = ("llama3_70b_tp4_2nodes", "baseline_llama3_8b_tp8")
+    text = render(
+        *(make_level(1, experiment=name, run_id="20260101-120000-ab12", engine="emulated") for name in names),
+        make_level(1000, experiment=names[1], requests_ok=12345, output_tokens_per_s=123456.7, e2e_p50_s=12.34),
+    )
+
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    row = "1 17 3 1,234 85.2 ms 200 ms 15.0 ms 20.0 ms 1.23 s yes"
+    for name in names:
+        assert lines[lines.index(f"{name} (emulated), 20260101-120000-ab12") + 1] == row
+    measured = lines[lines.index("baseline_llama3_8b_tp8, 20260101-120000-ab12") + 1]
+    assert measured == "1000 12345 3 123,457 85.2 ms 200 ms 15.0 ms 20.0 ms 12.3 s yes"
+
+
+def test_the_columns_of_all_runs_line_up():
+    text = render(make_level(1, run_id="a"), make_level(1000, run_id="b", output_tokens_per_s=123456.7))
+
+    assert len({line.rstrip().rindex("yes") for line in text.splitlines() if "yes" in line}) == 1
+
+
+def test_reasons_name_the_run_where_an_experiment_has_several():
+    died = {"valid": False, "invalid_reasons": ["died"]}
+    text = render(
+        make_level(1, run_id="a", **died),
+        make_level(1, run_id="b"),
+        make_level(1, run_id="c", experiment="baseline", **died),
+    )
+
+    assert "quickstart, a, 1 users: died" in text
+    assert "baseline, 1 users: died" in text
