@@ -143,6 +143,6 @@ def check_main_memory(experts: dict[str, ExpertConfig], memory_bytes: int) -> No
     if sum(needs.values()) > memory_bytes:
         shown = ", ".join(f"{name}: {need / GIB:.1f}" for name, need in needs.items())
         raise PlacementError(
-            f"the replicas need {sum(needs.values()) / GIB:.1f} GiB of main memory on the CPU ({shown}) and this machine "
-            f"has {memory_bytes / GIB:.1f}. Take smaller or fewer experts (expert=tiny), or engine=emulated."
+            f"the replicas need {sum(needs.values()) / GIB:.1f} GiB of main memory on the CPU ({shown}) and this "
+            f"machine has {memory_bytes / GIB:.1f}. Take smaller or fewer experts (expert=tiny), or engine=emulated."
         )
