@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from erhpc.results.paths import RunPaths
 from erhpc.results.provenance import add_to_manifest
 
 GATHER_TIMEOUT_S = 300.0
+ENDED = ("stopped", "exited", "failed")
 EVERYBODY = -1
 """The rank under which the end of the walltime is noted."""
 STOP_MARGIN_S = 30.0
@@ -70,7 +72,7 @@ class Coordinator:
                 await self._run_levels(bindings)
                 self._enter("finished")
             except Interruption:
-                self._enter("interrupted", f"told to stop; {len(self._file.status.levels)} levels are saved")
+                self._enter("interrupted", f"told to stop; levels saved: {len(self._file.status.levels)}")
             except ProcessError as error:
                 self._fail(str(error))
             except Exception as error:
@@ -138,13 +140,13 @@ class Coordinator:
         self._servers.extend(processes)
         waiting = [process.name for process in processes]
         while waiting:
-            await self.crew.wait_for(lambda names=tuple(waiting): self._any_ready(names) or self._is_over())  # type: ignore[misc]
+            await self.crew.wait_for(functools.partial(self._is_news, waiting))
             self._show_replicas()
             self._check()
             waiting = [name for name in waiting if self.crew.phase(name) != "ready"]
 
-    def _any_ready(self, names: Sequence[str]) -> bool:
-        return any(self.crew.phase(name) == "ready" for name in names)
+    def _is_news(self, waiting: Sequence[str]) -> bool:
+        return self._is_over() or any(self.crew.phase(name) == "ready" for name in waiting)
 
     async def _run_levels(self, bindings: Bindings) -> None:
         endpoints = {replica.replica: bindings.fill(replica.url) for replica in self._plan.replicas}
@@ -165,7 +167,7 @@ class Coordinator:
         if self.crew.phase(client.name) not in ("exited", "failed"):
             self.crew.tell(Stop(names=[client.name]), [client.node])
             await self.crew.wait_for(
-                lambda: self.crew.phase(client.name) in ("stopped", "exited", "failed") or bool(self.crew.lost),
+                lambda: self.crew.phase(client.name) in ENDED or client.node in self.crew.lost,
                 client.stop_timeout_s + STOP_MARGIN_S,
             )
         row = await store.store(level, reasons)

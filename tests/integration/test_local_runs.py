@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ QUICK = ("cluster=local", *runs.QUICK, "workload.measure_s=1", "workload.warmup_
 EMULATED = ("engine=emulated", *QUICK)
 TWO_EXPERTS = ("+experiment=llama3_70b_tp4", "router=round_robin", *EMULATED)
 BASELINE = ("+experiment=baseline_llama3_8b_tp8", *EMULATED)
+TINY = ("engine=vllm_cpu", "expert@experts.expert_0=tiny", "expert@experts.expert_1=tiny")
 PATIENCE_S = 180
 """How long a run may wait for the machine."""
 
@@ -193,7 +196,7 @@ def test_a_detached_run_goes_on_alone_and_can_be_cancelled_later(tmp_path):
 
     assert "running: level 1 of 1: 2 users" in shown.stdout
     assert cancelled.returncode == 130, cancelled.stdout
-    assert "interrupted: told to stop; levels are saved" in cancelled.stdout
+    assert "interrupted: told to stop; levels saved: 1" in cancelled.stdout
     assert "interrupted" in read_levels(run.root)["invalid_reasons"].iloc[0]
     assert len(read_records(run.root)) > 0
     assert_nothing_is_left(run)
@@ -236,10 +239,10 @@ def artefact(tmp_path_factory):
         (["router=cluster", "router.artefact=ARTEFACT"], ["ConfigError", "3 clusters", "2 experts", "clusters=2"]),
         (["router=cluster", "router.artefact=/no/artefact"], ["InputError", "/no/artefact"]),
         (
-            ["engine=vllm_cpu", "experts.expert_0.weights=/no/weights"],
+            [*TINY, "experts.expert_0.weights=/no/weights"],
             ["InputError", "experts.expert_0.weights=/no/weights", "config.json"],
         ),
-        (["engine=vllm_cpu", "engine.python=/no/python"], ["InputError", "/no/python", "make vllm-env"]),
+        ([*TINY, "engine.python=/no/python"], ["InputError", "/no/python", "make vllm-env"]),
     ],
     ids=["prompts", "clusters", "artefact", "weights", "interpreter"],
 )
@@ -252,3 +255,42 @@ def test_what_is_missing_is_said_in_one_line_before_anything_is_submitted(tmp_pa
     assert [word for word in words if word not in done.stderr] == []
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.glob("*/*")) == []
+
+
+IMPATIENT = """
+import dataclasses, sys
+from datetime import UTC, datetime
+from erhpc.cluster.preparation import prepare_run
+from erhpc.cluster.submission import submit
+from erhpc.composition import compose_experiment, to_config, to_yaml
+from erhpc.config import ExperimentConfig
+from erhpc.plan.building import build_plan
+from erhpc.plan.site import Site, decide_setting
+from jobs.node_agent import run_node
+
+composed = compose_experiment(sys.argv[1:])
+experiment = to_config(composed, ExperimentConfig)
+plan = build_plan(experiment, decide_setting(experiment, Site()), python=sys.executable)
+plan = dataclasses.replace(plan, walltime_s=6.0)
+run = prepare_run(plan, to_yaml(composed), datetime.now(UTC))
+submit(plan, run, run_node)
+print(f"run: {run.root}")
+"""
+
+
+def test_a_run_that_outlives_its_walltime_is_broken_off_and_keeps_what_it_measured(tmp_path):
+    overrides = [*TWO_EXPERTS, "workload.users=[2]", "workload.measure_s=60", f"output_root={tmp_path}"]
+    submitted = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, *overrides], capture_output=True, text=True, check=True, cwd=runs.ROOT
+    )
+    run = runs.find_run(submitted.stdout)
+
+    done = runs.run_verb("status", run.root, check=False)
+
+    assert done.returncode == 1
+    assert "walltime" in runs.read_status(run)["error"]
+    levels = read_levels(run.root)
+    assert levels["valid"].tolist() == [False]
+    assert any("walltime" in reason for reason in levels["invalid_reasons"].iloc[0])
+    assert len(read_records(run.root)) > 0
+    assert_nothing_is_left(run)
