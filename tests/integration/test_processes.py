@@ -212,8 +212,9 @@ async def test_a_janitor_that_somebody_killed_costs_the_run_nothing(tmp_path):
 
     janitor.watch(1)
     janitor.forget(1)
-
     janitor.close()
+
+    assert find_janitors() == []
 
 
 def find_janitors():

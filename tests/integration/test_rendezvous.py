@@ -120,8 +120,12 @@ async def test_an_agent_waits_for_rank_0_to_listen():
         pass
     connecting = asyncio.create_task(connect_rendezvous(HOST, [port], KEY, 20))
     async with rank0([port]) as (rank, _):
-        await rank.links.get()
-        await (await connecting).close()
+        link = await rank.links.get()
+        agent = await connecting
+        agent.send(HELLO)
+
+        assert await link.receive() == HELLO
+        await agent.close()
 
 
 async def test_both_sides_refuse_a_peer_with_another_key():
