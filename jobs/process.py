@@ -1,6 +1,6 @@
 """What all of erhpc's own processes share: read the spec, run until done or told to stop, turn errors into exit codes.
 
-Exit code 0: done, or stopped by TERM or INT; 1, with one line on stderr: the spec or something it names is unusable.
+Exit code 0: done, or stopped by TERM, INT or USR2; 1, with one line on stderr: the spec, or what it names, is unusable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Spec = TypeVar("Spec")
 def run_job(
     name: str, kind: type[Spec], work: Callable[[Spec, asyncio.Event], Awaitable[None]], arguments: list[str] | None
 ) -> int:
-    """Run `work(spec, stop)` for `python -m jobs.<name> --spec FILE`; TERM and INT set `stop`. The exit code."""
+    """Run `work(spec, stop)` for `python -m jobs.<name> --spec FILE`; signals set `stop`. The exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}")
     parser.add_argument("--spec", type=Path, required=True, help=f"{kind.__name__} as JSON, written by a plan")
     try:
@@ -41,7 +41,8 @@ def run_job(
 
 async def _run_until_stopped(spec: Spec, work: Callable[[Spec, asyncio.Event], Awaitable[None]]) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # Slurm's warning before the time limit (USR2) reaches every process of a job, and would kill this one.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await work(spec, stop)
 

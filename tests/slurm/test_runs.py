@@ -158,3 +158,23 @@ def test_the_sweep_script_runs_every_configuration_from_inside_a_batch_job(slurm
     assert states == dict.fromkeys(paper, "finished")
     assert (tmp_path / f"sweep-{job}" / "report" / "overview.png").exists()
     assert all(len(read_levels(folder)) == 2 for folder in folders)
+
+
+def test_the_warning_before_the_time_limit_saves_the_level_that_runs(slurm, tmp_path):
+    launch = runs.start_verb(
+        "launch", *TWO_NODES, "workload.users=[4]", "workload.measure_s=60", f"output_root={tmp_path}"
+    )
+    run = runs.wait_until(lambda: next(iter(tmp_path.glob("*/*/job.json")), None), what="the job")
+    run = runs.RunPaths(run.parent)
+    runs.wait_until(lambda: runs.is_measuring(run), what="traffic")
+
+    # Slurm sends this signal by itself cluster.signal_delay_s before the limit.
+    slurm.run(["scancel", "--signal=USR2", job_id(run)])
+    output, _ = launch.communicate(timeout=60)
+
+    slurm.wait_until_idle()
+    assert launch.returncode == 130, output
+    assert runs.read_status(run)["state"] == "interrupted"
+    assert list(read_levels(run.root)["invalid_reasons"].iloc[0]) == ["interrupted"]
+    assert len(read_records(run.root)) > 0
+    assert slurm.job_processes() == {}
