@@ -178,3 +178,20 @@ def test_the_warning_before_the_time_limit_saves_the_level_that_runs(slurm, tmp_
     assert list(read_levels(run.root)["invalid_reasons"].iloc[0]) == ["interrupted"]
     assert len(read_records(run.root)) > 0
     assert slurm.job_processes() == {}
+
+
+def test_a_run_that_is_cancelled_in_the_queue_says_so(slurm, tmp_path):
+    slurm.run(["sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600"])
+    launch = runs.start_verb("launch", *TWO_NODES, f"output_root={tmp_path}")
+    path = runs.wait_until(lambda: next(iter(tmp_path.glob("*/*/job.json")), None), what="the job")
+    run = runs.RunPaths(path.parent)
+    slurm.wait_for_job(job_id(run), "PENDING")
+    once = runs.run_verb("status", "--once", run.root)
+
+    launch.send_signal(signal.SIGINT)
+    output, _ = launch.communicate(timeout=60)
+
+    assert "queue: PENDING" in once.stdout
+    assert launch.returncode == 130, output
+    assert "cancelled before it began" in output
+    assert runs.read_status(run)["state"] == "interrupted"
