@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -109,14 +109,16 @@ def verb(kind: type[T], config_name: str = "config") -> Callable[[Callable[[T, s
     register_schemas()
 
     def decorate(main: Callable[[T, str], int | None]) -> Callable[[], None]:
+        codes: list[int] = []
+
         def run(composed: DictConfig) -> None:
             os.environ.pop(_FULL_ERROR, None)  # not for the processes of the run
             try:
-                code = main(to_config(composed, kind), to_yaml(composed))
+                codes.append(main(to_config(composed, kind), to_yaml(composed)) or 0)
             except ErhpcError as error:
-                _exit_with(error)
-            if code:
-                sys.exit(code)
+                # One configuration of a --multirun that does not fit must not keep the others from running.
+                print_error(error)
+                codes.append(EXIT_USER_ERROR)
 
         decorated = hydra.main(version_base="1.3", config_path=str(CONF_DIRECTORY), config_name=config_name)(run)
 
@@ -127,9 +129,12 @@ def verb(kind: type[T], config_name: str = "config") -> Callable[[Callable[[T, s
             try:
                 decorated()
             except (ErhpcError, HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-                _exit_with(error)
+                print_error(error)
+                codes.append(EXIT_USER_ERROR)
             except KeyboardInterrupt:
-                sys.exit(EXIT_INTERRUPTED)
+                codes.append(EXIT_INTERRUPTED)
+            if code := max(codes, default=0):
+                sys.exit(code)
 
         return guarded
 
@@ -162,7 +167,7 @@ def _list_keys(error: OmegaConfBaseException) -> list[str]:
     return [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
 
 
-def _exit_with(error: Exception) -> NoReturn:
+def print_error(error: Exception) -> None:
+    """One message on stderr, without a traceback."""
     title = type(error).__name__ if isinstance(error, ErhpcError) else ConfigError.__name__
     print(f"{title}: {explain(error)}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)

@@ -18,7 +18,8 @@ from erhpc.plan.plan import Plan, plan_from_json
 from erhpc.plan.ports import RENDEZVOUS_PORT
 from erhpc.results.paths import RunPaths
 
-CONNECT_TIMEOUT_S = 300.0
+CONNECT_TIMEOUT_S = 600.0
+"""Longer than rank 0 gathers: it is the one that can say who is missing."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 

@@ -156,12 +156,18 @@ class Children:
         environment |= {name: bindings.fill(value) for name, value in planned.environment.items()}
         if planned.kind == "expert":
             environment["VLLM_API_KEY"] = self._key
-            on_gpus = self._plan.requests_gpus and bool(planned.gpus)
-            visible = network.find_visible_devices(self._inherited)
-            environment["CUDA_VISIBLE_DEVICES"] = network.slice_devices(visible, planned.gpus) if on_gpus else ""
+            environment["CUDA_VISIBLE_DEVICES"] = self._choose_devices(planned)
         if "TMPDIR" in planned.environment:
             Path(environment["TMPDIR"]).mkdir(parents=True, exist_ok=True)
         return environment
+
+    def _choose_devices(self, planned: PlannedProcess) -> str:
+        if not self._plan.uses_gpus or not planned.gpus:
+            return ""
+        visible = network.find_visible_devices(self._inherited)
+        if not visible and not self._plan.requests_gpus:
+            visible = ",".join(map(str, range(self._plan.gpus_per_node)))  # a site that gives whole nodes, unasked
+        return network.slice_devices(visible, planned.gpus)
 
     def _relay_line(self, name: str) -> Callable[[bytes], None]:
         return lambda line: self._send(Output(name=name, line=line.decode(errors="replace")))

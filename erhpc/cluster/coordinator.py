@@ -54,6 +54,7 @@ class Coordinator:
         self._file = StatusFile(run.status, status)
         self._servers: list[PlannedProcess] = []
         self._addresses: list[str] = []
+        self._end: Interruption | ProcessError | None = None
 
     async def conduct(self) -> RunStatus:
         """Run the plan from the first handshake to the last proof."""
@@ -93,7 +94,7 @@ class Coordinator:
 
     async def _gather(self) -> None:
         everybody = self.crew.wait_for(
-            lambda: len(self.crew.hellos) == self._plan.num_nodes or bool(self.crew.lost) or self.crew.interrupted,
+            lambda: len(self.crew.hellos) == self._plan.num_nodes or self._is_over(),
             GATHER_TIMEOUT_S,
         )
         complete = await everybody
@@ -180,27 +181,30 @@ class Coordinator:
         if failure or row is None:
             raise ProcessError(failure or f"{client.name} left no records (log: {self._run.log(client.name)})")
 
-    def _reasons(self) -> list[str]:
-        if self.crew.interrupted:
-            return ["interrupted"]
-        failure = self.crew.find_failure(process.name for process in self._servers)
-        return [f"broken off: {failure}"] if failure else []
-
     def _is_over(self) -> bool:
-        return self.crew.interrupted or self.crew.find_failure(p.name for p in self._servers) is not None
+        """Whether the run was interrupted or lost a server; what came first stays the reason."""
+        if self._end is None:
+            failure = self.crew.find_failure(process.name for process in self._servers)
+            if self.crew.interrupted:
+                self._end = Interruption()
+            elif failure is not None:
+                self._end = ProcessError(failure)
+        return self._end is not None
 
     def _check(self) -> None:
-        """Raise when the run was interrupted or a server is gone."""
-        if self.crew.interrupted:
-            raise Interruption
-        failure = self.crew.find_failure(process.name for process in self._servers)
-        if failure is not None:
-            raise ProcessError(failure)
+        """Raise why the run is over, if it is."""
+        if self._is_over() and self._end is not None:
+            raise self._end
+
+    def _reasons(self) -> list[str]:
+        if self._end is None:
+            return []
+        return ["interrupted"] if isinstance(self._end, Interruption) else [f"broken off: {self._end}"]
 
     async def _unless_interrupted(self, work: Coroutine[Any, Any, None]) -> None:
         """Await `work`, but give up as soon as the run is interrupted."""
         task = asyncio.create_task(work)
-        stop = asyncio.create_task(self.crew.wait_for(lambda: self.crew.interrupted or bool(self.crew.lost)))
+        stop = asyncio.create_task(self.crew.wait_for(self._is_over))
         await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if not task.done():

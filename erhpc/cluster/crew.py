@@ -18,6 +18,7 @@ from erhpc.cluster.messages import (
     Interrupted,
     Output,
     ProcessReport,
+    Stop,
 )
 from erhpc.cluster.rendezvous import Link
 
@@ -40,6 +41,7 @@ class Crew:
 
     def __post_init__(self) -> None:
         self._links: dict[int, Link[AgentMessage]] = {}
+        self._dismissed = False
         self._changed = asyncio.Condition()
 
     async def admit(self, link: Link[AgentMessage]) -> None:
@@ -51,6 +53,8 @@ class Crew:
             await link.close()
             return
         self._links[hello.rank] = link
+        if self._dismissed:
+            link.send(Stop())
         who = f"the agent of node {hello.node} (rank {hello.rank})"
         try:
             await self._note(hello.rank, hello)
@@ -63,8 +67,8 @@ class Crew:
             await self.lose(hello.rank, f"{who} {_SILENT_END}")
 
     async def interrupt(self) -> None:
-        """Note that the run was told to stop."""
-        self.interrupted = True
+        """Note that the run was told to stop; when a node is lost, that comes of it (Slurm ends the other ranks)."""
+        self.interrupted = self.interrupted or not self.lost
         await self._notify()
 
     async def lose(self, rank: int, reason: str) -> None:
@@ -82,7 +86,8 @@ class Crew:
         return True
 
     def tell(self, message: CoordinatorMessage, ranks: Iterable[int] | None = None) -> None:
-        """Send a message to some agents, or to all."""
+        """Send a message to some agents, or to all; agents that come after the last Stop hear it too."""
+        self._dismissed = self._dismissed or message == Stop()
         for rank in self._links if ranks is None else ranks:
             self._links[rank].send(message)
 
@@ -112,7 +117,7 @@ class Crew:
             case Output():
                 self.on_output(message)
             case Interrupted():
-                self.interrupted = True
+                self.interrupted = self.interrupted or not self.lost
             case Done():
                 self.done[rank] = message.leftovers
                 if message.error:

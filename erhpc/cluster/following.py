@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from erhpc.cluster.queue import QueueState, cancel, query_state
+from erhpc.cluster.queue import RUNNING_STATES, QueueState, cancel, query_state
 from erhpc.cluster.status import RunStatus, StatusFile, read_status
 from erhpc.cluster.submission import SubmittedJob, find_submission_error, ignored_signals
 from erhpc.cluster.view import make_view
@@ -25,12 +25,12 @@ LEAVING_TIMEOUT_S = 120.0
 LAST_WORD_TIMEOUT_S = 30.0
 """How long after a Slurm job's end its last word may take to be seen; a shared file system caches for a while."""
 NO_WORD_TIMEOUT_S = 2.0
-"""The same for a job that has never said anything, and on this machine."""
+"""The same for a job that was never seen running, and on this machine."""
 
 
 def watch(job: SubmittedJob, run: RunPaths) -> Iterator[tuple[RunStatus | None, QueueState]]:
     """Yield what is known a few times a second, until the run has said its last word and left the scheduler."""
-    asked_s, half_over_since_s = -math.inf, None
+    asked_s, half_over_since_s, has_begun = -math.inf, None, False
     queue = QueueState("SUBMITTED")
     poll_s = LOCAL_POLL_S if job.scheduler == "local" else QUEUE_POLL_S
     while True:
@@ -39,21 +39,22 @@ def watch(job: SubmittedJob, run: RunPaths) -> Iterator[tuple[RunStatus | None, 
             queue, asked_s = query_state(job, run), now_s
         # Read after the scheduler was asked: a job that is over has said everything.
         status = read_status(run.status)
+        has_begun = has_begun or status is not None or queue.state in RUNNING_STATES
         yield status, queue
         has_last_word = status is not None and status.is_final
         if has_last_word and queue.is_over:
             return
         half_over_since_s = (half_over_since_s or now_s) if has_last_word or queue.is_over else None
-        if half_over_since_s is not None and now_s - half_over_since_s > _patience_s(job, status):
+        if half_over_since_s is not None and now_s - half_over_since_s > _patience_s(job, status, has_begun):
             return
         time.sleep(STATUS_POLL_S)
 
 
-def _patience_s(job: SubmittedJob, status: RunStatus | None) -> float:
+def _patience_s(job: SubmittedJob, status: RunStatus | None, has_begun: bool) -> float:
     """How long to wait for the scheduler's word when the run has said its last one, or the other way round."""
     if status is not None and status.is_final:
         return LEAVING_TIMEOUT_S
-    return LAST_WORD_TIMEOUT_S if status is not None and job.scheduler == "slurm" else NO_WORD_TIMEOUT_S
+    return LAST_WORD_TIMEOUT_S if has_begun and job.scheduler == "slurm" else NO_WORD_TIMEOUT_S
 
 
 def follow(job: SubmittedJob, run: RunPaths, console: Console, *, cancelled: bool = False) -> RunStatus:
@@ -65,14 +66,16 @@ def follow(job: SubmittedJob, run: RunPaths, console: Console, *, cancelled: boo
     """
     view = make_view(console, f"{run.root.parent.name}/{run.root.name}")
     status: RunStatus | None = None
-    queue = QueueState("SUBMITTED")
+    queue, has_begun = QueueState("SUBMITTED"), False
     try:
         for status, queue in watch(job, run):
+            has_begun = has_begun or queue.state in RUNNING_STATES
             view.show(status, queue)
     finally:
         view.close()
     if status is None and (cancelled or queue.state == "CANCELLED"):
-        return _note_cancelled(run)
+        # Where the job has begun on another node, its own last word may still be on its way here.
+        return _note_cancelled(run, publish=job.scheduler == "local" or not has_begun)
     if status is None or not status.is_final:
         raise ProcessError(
             f"the job ended without a last word: {find_submission_error(run) or 'no error in its log'}. "
@@ -103,10 +106,11 @@ def follow_or_cancel(job: SubmittedJob, run: RunPaths, console: Console) -> RunS
         signal.signal(signal.SIGTERM, previous)
 
 
-def _note_cancelled(run: RunPaths) -> RunStatus:
-    """The last word of a run whose job never began; nobody else can write it any more."""
+def _note_cancelled(run: RunPaths, *, publish: bool) -> RunStatus:
+    """The last word of a run that was cancelled before it said anything, published if nobody else can any more."""
     plan = plan_from_json(run.plan.read_bytes())
     status = RunStatus(experiment=plan.experiment.name, engine=plan.engine, num_levels=len(plan.levels))
     status.state, status.detail = "interrupted", "cancelled before it began"
-    StatusFile(run.status, status).publish()
+    if publish:
+        StatusFile(run.status, status).publish()
     return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -39,8 +40,12 @@ def parse_gres(text: str) -> int:
 
 def count_local_gpus(listing: str, visible: str | None) -> int:
     """GPUs in the lines of `nvidia-smi --list-gpus`, or as many of them as CUDA_VISIBLE_DEVICES leaves. Pure."""
-    installed = len(listing.splitlines())
-    return installed if visible is None else min(installed, len([name for name in visible.split(",") if name]))
+    installed = sum(line.startswith("GPU ") for line in listing.splitlines())
+    if visible is None:
+        return installed
+    # CUDA stops at the first name it does not know; -1 is the usual way to say "none".
+    named = list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), visible.split(",")))
+    return min(installed, len(named))
 
 
 def _find_cpu_interpreter() -> str | None:

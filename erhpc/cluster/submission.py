@@ -134,7 +134,7 @@ def _environment_for_job(plan: Plan) -> Iterator[None]:
             del os.environ[name]
     if plan.cluster == "local":
         every = ",".join(map(str, range(plan.gpus_per_node)))
-        os.environ[LOCAL_DEVICES_VARIABLE] = saved.get("CUDA_VISIBLE_DEVICES", every) if plan.requests_gpus else ""
+        os.environ[LOCAL_DEVICES_VARIABLE] = saved.get("CUDA_VISIBLE_DEVICES", every) if plan.uses_gpus else ""
     try:
         yield
     finally:
@@ -156,9 +156,12 @@ def ignored_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def _detached_output() -> Iterator[None]:
     """The local controller inherits no terminal or pipe of ours, or whoever reads our output would wait for its end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = {number: os.dup(number) for number in (0, 1, 2)}
+    kept = {}
+    for number in (0, 1, 2):
+        with contextlib.suppress(OSError):  # cron and some wrappers close them
+            kept[number] = os.dup(number)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     nowhere = os.open(os.devnull, os.O_RDWR)
     try:
         for number in kept:

@@ -100,6 +100,11 @@ class Plan:
         return sum(len(leg.gpus) for replica in self.replicas for leg in replica.legs)
 
     @property
+    def uses_gpus(self) -> bool:
+        """Whether experts run on GPUs: those asked for, or on nodes that give theirs without being asked."""
+        return self.requests_gpus or (self.engine == "vllm" and self.experiment.engine.device == "cuda")
+
+    @property
     def is_emulated(self) -> bool:
         """Whether tokens come from emulated experts."""
         return self.engine == "emulated"

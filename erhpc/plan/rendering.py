@@ -98,7 +98,7 @@ def _draw_command(plan: Plan, process: PlannedProcess) -> Text:
     bindings = _preview(plan)
     settings = {name: bindings.fill(value) for name, value in process.environment.items()}
     if process.gpus:
-        settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, process.gpus)) if plan.requests_gpus else ""
+        settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, process.gpus)) if plan.uses_gpus else ""
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
     command = " ".join(shlex.quote(bindings.fill(word)) for word in process.argv)
     environment = f"    {words} \\\n" if words else ""

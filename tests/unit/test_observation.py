@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from erhpc.cluster.observation import parse_gres
+from erhpc.cluster.observation import count_local_gpus, parse_gres
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,14 @@ def test_the_parts_of_a_split_gpu_are_those_the_scheduler_hands_out():
 
 def test_a_resource_that_only_ends_in_gpu_is_none():
     assert parse_gres("mygpu:3,vgpu:4\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, 2), ("0,1", 2), ("1", 1), ("", 0), ("-1", 0), ("0,-1,1", 1), ("NoDevFiles", 0)]
+)
+def test_only_the_gpus_that_may_be_used_here_are_counted(visible, expected):
+    listing = (
+        "GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-1)\nGPU 1: NVIDIA H100 (UUID: GPU-2)\n"
+    )
+
+    assert count_local_gpus(listing, visible) == expected

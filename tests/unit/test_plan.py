@@ -222,3 +222,12 @@ def test_experts_that_exceed_the_memory_of_this_machine_are_refused_on_the_cpu()
     with pytest.raises(PlacementError, match="GiB of main memory") as caught:
         plan("llama3_70b_tp4", "engine=vllm_cpu", "cluster=local", site=laptop)
     assert "engine=emulated" in str(caught.value)
+
+
+def test_vllm_uses_the_gpus_of_a_site_that_gives_them_unasked():
+    planned = plan("llama3_70b_tp4", "cluster.request_gpus=false", site=GPU_CLUSTER)
+
+    assert planned.engine == "vllm"
+    assert not planned.requests_gpus
+    assert planned.uses_gpus
+    assert not plan("llama3_70b_tp4").uses_gpus
