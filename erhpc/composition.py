@@ -32,6 +32,24 @@ EXIT_INTERRUPTED = 130
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _WRONG_KEY = (ConfigAttributeError, ConfigKeyError)
 
+_RERUN_HEAD = """\
+# Run it again: python -m erhpc.launch --config-path <this folder, absolute> --config-name config
+defaults:
+  - experiment_schema
+  - override hydra/job_logging: none
+  - override hydra/hydra_logging: none
+  - _self_
+
+"""
+_RERUN_HYDRA = """\
+hydra:
+  output_subdir: null
+  run:
+    dir: .
+  job:
+    chdir: false
+"""
+
 T = TypeVar("T")
 
 
@@ -87,9 +105,9 @@ def _find_strangers(given: Any, known: Any, path: str = "") -> Iterator[str]:
                 yield from _find_strangers(value, known[key], f"{path}{key}.")
 
 
-def to_yaml(composed: DictConfig) -> str:
-    """Render a composed configuration, resolved, as YAML that can be read back."""
-    return OmegaConf.to_yaml(composed, resolve=True)
+def to_yaml(config: object) -> str:
+    """Render a configuration that `to_config` built, its paths absolute, as a primary configuration of its own."""
+    return _RERUN_HEAD + OmegaConf.to_yaml(OmegaConf.structured(config)) + _RERUN_HYDRA
 
 
 def compose_experiment(overrides: Sequence[str], config_directory: Path = CONF_DIRECTORY) -> DictConfig:
@@ -114,7 +132,8 @@ def verb(kind: type[T], config_name: str = "config") -> Callable[[Callable[[T, s
         def run(composed: DictConfig) -> None:
             os.environ.pop(_FULL_ERROR, None)  # not for the processes of the run
             try:
-                codes.append(main(to_config(composed, kind), to_yaml(composed)) or 0)
+                config = to_config(composed, kind)
+                codes.append(main(config, to_yaml(config)) or 0)
             except ErhpcError as error:
                 # One configuration of a --multirun that does not fit must not keep the others from running.
                 print_error(error)

@@ -32,11 +32,6 @@ class QueueState:
     reason: str = ""
 
     @property
-    def is_waiting(self) -> bool:
-        """In the queue."""
-        return self.state in WAITING_STATES
-
-    @property
     def is_over(self) -> bool:
         """No process of the job runs any more, whatever the end was."""
         return self.state not in (*WAITING_STATES, *RUNNING_STATES, NO_ANSWER)

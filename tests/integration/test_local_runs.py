@@ -91,6 +91,8 @@ def test_a_baseline_has_no_gateway_and_its_records_name_the_replica(tmp_path):
     assert not run.log("gateway").exists()
     assert len(records) > 2
     assert set(zip(records["expert"], records["replica"], strict=True)) == {("baseline", "baseline-0")}
+    again = runs.run_verb("plan", "--config-path", run.root, "--config-name", "config").stdout
+    assert "levels: 2 users" in again
     assert set(records["status"]) == {"ok"}
     assert_nothing_is_left(run)
 
@@ -272,7 +274,7 @@ composed = compose_experiment(sys.argv[1:])
 experiment = to_config(composed, ExperimentConfig)
 plan = build_plan(experiment, decide_setting(experiment, Site()), python=sys.executable)
 plan = dataclasses.replace(plan, walltime_s=6.0)
-run = prepare_run(plan, to_yaml(composed), datetime.now(UTC))
+run = prepare_run(plan, to_yaml(experiment), datetime.now(UTC))
 submit(plan, run, run_node)
 print(f"run: {run.root}")
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from omegaconf import OmegaConf
 
 from erhpc.composition import CONF_DIRECTORY, compose_experiment, to_config, to_yaml
 from erhpc.config import ExperimentConfig
@@ -33,13 +32,14 @@ def test_an_experiment_fits_its_cluster(name, site):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_saved_configuration_reads_back_as_the_same_experiment(name):
+def test_a_saved_configuration_reads_back_as_the_same_experiment(name, tmp_path):
     composed = compose_experiment([f"+experiment={name}"])
-    schema = OmegaConf.structured(ExperimentConfig)
+    experiment = to_config(composed, ExperimentConfig)
+    (tmp_path / "config.yaml").write_text(to_yaml(experiment))
 
-    again = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(to_yaml(composed))))
+    again = to_config(compose_experiment([], tmp_path), ExperimentConfig)
 
-    assert again == to_config(composed, ExperimentConfig)
+    assert again == experiment
 
 
 def test_the_paper_s_experiments_use_the_paper_s_levels():
@@ -95,3 +95,12 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(overrides, words):
         compose("quickstart", *overrides)
 
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_saved_configuration_names_files_by_paths_that_hold_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    composed = compose_experiment(["+experiment=quickstart", "workload.prompts=mine.jsonl"])
+
+    saved = to_yaml(to_config(composed, ExperimentConfig))
+
+    assert f"prompts: {tmp_path}/mine.jsonl" in saved

@@ -35,13 +35,11 @@ def test_state_and_reason_are_read_from_what_scontrol_says(text, expected):
 
 @pytest.mark.parametrize("state", ["PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"])
 def test_a_job_that_waits_is_not_over(state):
-    assert QueueState(state).is_waiting
     assert not QueueState(state).is_over
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETING", "RESIZING", NO_ANSWER])
-def test_a_job_that_runs_or_of_which_nothing_is_heard_neither_waits_nor_is_over(state):
-    assert not QueueState(state).is_waiting
+def test_a_job_that_runs_or_of_which_nothing_is_heard_is_not_over(state):
     assert not QueueState(state).is_over
 
 
