@@ -5,17 +5,22 @@ It knows no HTTP library, so that clients can stand beside each other, and no us
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Protocol
 
 from erhpc.load.requests import LoadRequest
+from erhpc.results.record import ErrorKind, Stamper
 
-ErrorKind = Literal["connect", "status", "timeout", "truncated", "stream_error", "malformed", "cancelled"]
 Clock = Callable[[], int]
 """Monotonic time in nanoseconds."""
 MAX_ERROR_CHARS = 300
+
+
+def no_arrivals() -> array[int]:
+    """An empty column of nanoseconds."""
+    return array("q")
 
 
 @dataclass(slots=True)
@@ -23,16 +28,25 @@ class Exchange:
     """What is known of one request so far; a client writes it, others may read it at any time."""
 
     sent_ns: int
-    arrivals_ns: list[int] = field(default_factory=list)
-    """When each piece of the answer came that carried tokens; a piece may carry several frames."""
+    """When the bytes of the request left; until then, when the client was asked to send it."""
+    first_piece_ns: int | None = None
+    """When the first piece of the answer's body came, for a live view; it need not carry a token."""
+    num_pieces: int = 0
+    """Pieces of the answer's body so far, for a live view; about one per token."""
+    arrivals_ns: array[int] = field(default_factory=no_arrivals)
+    """When each piece of the answer came that carried tokens; complete once the answer has ended."""
     num_frames: int = 0
-    """Frames that carried text: the number of tokens where the engine sends one per frame."""
+    """Frames that carried tokens: the number of tokens where the engine sends one per frame."""
+    num_coalesced: int = 0
+    """Arrivals that carried more than one such frame."""
     tokens_in: int | None = None
     tokens_out: int | None = None
     """By the engine's usage; None if it reported none."""
     http_status: int | None = None
     expert: str | None = None
     replica: str | None = None
+    stamped_by: Stamper = "loop"
+    new_connection: bool = False
     error_kind: ErrorKind | None = None
     error_text: str | None = None
 
@@ -42,13 +56,16 @@ class Exchange:
             self.error_kind = kind
             self.error_text = text[:MAX_ERROR_CHARS]
 
-    def gaps_us(self) -> list[int]:
+    def gaps_us(self) -> array[int]:
         """Microseconds between successive arrivals; rounded so that they add up to the time they span."""
-        if len(self.arrivals_ns) < 2:
-            return []
-        first_ns = self.arrivals_ns[0]
-        since_us = [(arrival_ns - first_ns + 500) // 1000 for arrival_ns in self.arrivals_ns]
-        return [later - earlier for earlier, later in pairwise(since_us)]
+        gaps_us = array("i")
+        if self.arrivals_ns:
+            first_ns, last_us = self.arrivals_ns[0], 0
+            for arrival_ns in self.arrivals_ns[1:]:
+                since_us = (arrival_ns - first_ns + 500) // 1000
+                gaps_us.append(since_us - last_us)
+                last_us = since_us
+        return gaps_us
 
 
 class StreamingClient(Protocol):

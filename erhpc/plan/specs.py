@@ -7,9 +7,9 @@ never in a spec, only the path of the file that holds them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from erhpc.config import ArchitectureConfig, GatewayConfig, RouterConfig, WorkloadConfig
+from erhpc.config import ArchitectureConfig, GatewayConfig, LoadConfig, RouterConfig, WorkloadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +63,25 @@ class GatewaySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSpec:
-    """One client process at one level: whom it asks, what, as how many users, and where its part goes."""
+    """One client process at one level: whom it asks, what, and where its part goes.
+
+    How many users it plays, or at which rate it asks, and when, it is told while it runs (`erhpc.load.messages`).
+    """
 
     url: str
     """Base URL of the gateway, or of the one replica when there is no router."""
     model: str
     """Model name to ask for: `auto`, or the served name of the one replica."""
     level: int
-    users: int
     workload: WorkloadConfig
+    load: LoadConfig
     seed: int
     output: str
     """Where the client writes its ClientPart (Parquet)."""
+    worker: int = 0
+    """Which of the level's client processes this is, from 0."""
+    num_workers: int = 1
+    """Users and arrivals are dealt to the client processes in turn: number k goes to worker k modulo num_workers."""
     direct: Endpoint | None = None
     """The replica that is asked without a gateway; fills expert and replica of every record."""
     key_file: str | None = None
-    first_user: int = 0
-    """Number of this client's first user (users are spread over several clients)."""
-    domains: list[str] = field(default_factory=list)
-    """Ask prompts of these domains only; empty: all."""

@@ -21,6 +21,7 @@ ROOMS = {
     "results": set(),
     "experts": {"plan", "results", "twin"},
     "gateway": {"plan", "results", "routing"},
+    "config": set(),
     "load": {"corpus", "plan", "results"},
     "cluster": {"corpus", "experts", "plan", "results", "routing"},
     "report": {"console", "results"},

@@ -1,0 +1,137 @@
+"""One experiment: all groups together, and what must hold between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from erhpc.config.cluster import ClusterConfig, PlacementConfig
+from erhpc.config.experts import EngineConfig, ExpertConfig
+from erhpc.config.load import LoadConfig, SearchConfig, SloConfig, StopConfig
+from erhpc.config.routing import GatewayConfig, RouterConfig
+from erhpc.config.words import AUTO_MODEL
+from erhpc.config.workload import WorkloadConfig
+from erhpc.errors import ConfigError, require_range
+
+
+@dataclass
+class ExperimentConfig:
+    """One experiment, as composed from conf/: everything a run depends on."""
+
+    name: str = "unnamed"
+    experts: dict[str, ExpertConfig] = field(default_factory=dict)
+    """By the expert's name: its role, the model name users may pin, and the column in the results."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    load: LoadConfig = field(default_factory=LoadConfig)
+    slo: SloConfig = field(default_factory=SloConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    seed: int = 0
+    """Seed of everything random: prompts, lengths, random policy, fitting."""
+    output_root: str = "runs"
+    """Folder that receives <experiment>/<time>-<id>/."""
+    detach: bool = False
+    """Submit and leave; attach later with `python -m erhpc.status RUN`."""
+
+    def __post_init__(self) -> None:
+        if not self.experts:
+            raise ConfigError(
+                "experts is empty. Choose an experiment (+experiment=quickstart), or add one: "
+                "+expert@experts.math=llama3_8b."
+            )
+        check_name(self.name)
+        bad = [name for name in self.experts if not name.replace("_", "").replace("-", "").isalnum()]
+        if bad or AUTO_MODEL in self.experts:
+            raise ConfigError(
+                f"experts: {bad or [AUTO_MODEL]} cannot be expert names. Use letters, digits, '-' and '_'; "
+                f"{AUTO_MODEL!r} is the name under which the router answers."
+            )
+        require_range("seed", self.seed, 0)
+        for name, expert in self.experts.items():
+            expert.check(f"experts.{name}")
+        check_sweep(self.workload, self.slo, self.stop, self.search)
+        self._check_lengths()
+        self._check_router()
+
+    def _check_lengths(self) -> None:
+        """The longest answer must leave room for a prompt in every expert."""
+        length = self.workload.output_tokens
+        key, longest = "mean" if length.kind == "fixed" else "high", length.longest_tokens
+        for name, expert in self.experts.items():
+            if longest >= expert.max_model_len:
+                raise ConfigError(
+                    f"workload.output_tokens.{key}={longest} leaves no room for a prompt: experts.{name}.max_model_len="
+                    f"{expert.max_model_len} bounds prompt plus answer. Lower the first or raise the second."
+                )
+
+    def _check_router(self) -> None:
+        total = sum(expert.replicas for expert in self.experts.values())
+        if self.router.policy == "none" and total != 1:
+            raise ConfigError(
+                f"router.policy=none needs exactly one replica, experts have {total}. "
+                "Choose another router (cluster, round_robin, random, least_loaded) or a single expert."
+            )
+        default = self.router.default_expert
+        if default is not None and default not in self.experts:
+            raise ConfigError(
+                f"router.default_expert={default!r} is no expert of this experiment. "
+                f"Allowed: {', '.join(self.experts)}."
+            )
+
+
+@dataclass
+class LoadTestConfig:
+    """What `python -m erhpc.load` is told: a load on any OpenAI-compatible server, without router or scheduler."""
+
+    url: str = "???"
+    """Base URL of the server, http://host:port or https://host:port, with or without /v1."""
+    model: str | None = None
+    """Model to ask for; null: the first one that /v1/models lists."""
+    key: str | None = None
+    """File that holds the bearer token; null: $OPENAI_API_KEY, or none."""
+    name: str = "load"
+    """Names the folder of results: <output_root>/<name>/<time>-<id>/."""
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    load: LoadConfig = field(default_factory=LoadConfig)
+    slo: SloConfig = field(default_factory=SloConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    seed: int = 0
+    output_root: str = "runs"
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://", "unix://")):
+            raise ConfigError(
+                f"url={self.url!r} must begin with http://, https:// or unix://, e.g. http://127.0.0.1:8000."
+            )
+        check_name(self.name)
+        require_range("seed", self.seed, 0)
+        check_sweep(self.workload, self.slo, self.stop, self.search)
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError if `name` cannot name a folder."""
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ConfigError(f"name={name!r} names a folder. Use letters, digits, '-' and '_'.")
+
+
+def check_sweep(workload: WorkloadConfig, slo: SloConfig, stop: StopConfig, search: SearchConfig) -> None:
+    """Raise ConfigError if the levels that are asked for contradict each other."""
+    needs_rates = workload.arrivals.is_open and workload.arrivals.kind != "trace" and search.kind == "none"
+    if needs_rates and not workload.rates_per_s:
+        raise ConfigError(
+            f"workload.arrivals.kind={workload.arrivals.kind} needs rates. Set workload.rates_per_s=[1,10,100]."
+        )
+    needs_slo = {"search.kind": search.kind != "none", "stop.slo_misses": stop.slo_misses is not None}
+    asking = [key for key, asks in needs_slo.items() if asks]
+    if asking and not slo.is_given:
+        raise ConfigError(f"{', '.join(asking)} needs an SLO. Set slo.ttft_s, slo.tpot_s or slo.e2e_s, in seconds.")
+    if (search.kind == "rate") != workload.arrivals.is_open and search.kind != "none":
+        raise ConfigError(
+            f"search.kind={search.kind} does not go with workload.arrivals.kind={workload.arrivals.kind}. "
+            "users needs arrivals.kind=closed, rate needs poisson, gamma, constant or trace."
+        )

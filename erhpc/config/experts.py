@@ -1,0 +1,118 @@
+"""What serves tokens: a model's shape, how each replica of it is served, and the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from erhpc.errors import ConfigError, require_choice, require_range
+
+ENGINE_KINDS = ("auto", "vllm", "emulated")
+DEVICES = ("cuda", "cpu")
+SYNTHETIC_WEIGHTS = ("dummy", "random")
+QUANTIZATIONS = ("awq", "gptq", "fp8")
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass
+class ArchitectureConfig:
+    """The shape of a Llama-style decoder, in the words of its Hugging Face config.json."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    head_dim: int | None = None
+    """None: hidden_size / num_attention_heads."""
+    tie_word_embeddings: bool = False
+    rope_theta: float = 500000.0
+
+    def __post_init__(self) -> None:
+        heads = self.num_attention_heads
+        if self.head_dim is None and heads > 0 and self.hidden_size % heads == 0:
+            self.head_dim = self.hidden_size // heads
+
+    def check(self, path: str) -> None:
+        """Raise ConfigError, naming keys under `path`, if the shape is none of a model."""
+        for name in ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_kv_heads"):
+            require_range(f"{path}.{name}", getattr(self, name), 1)
+        require_range(f"{path}.vocab_size", self.vocab_size, 300)
+        heads = f"num_attention_heads={self.num_attention_heads}"
+        if self.head_dim is None:
+            raise ConfigError(f"{path}.hidden_size={self.hidden_size} is no multiple of {heads}. Set {path}.head_dim.")
+        if self.num_attention_heads % self.num_kv_heads:
+            raise ConfigError(f"{path}.num_kv_heads={self.num_kv_heads} does not divide {heads}.")
+
+
+@dataclass
+class ExpertConfig:
+    """One expert: a model and how each replica of it is served."""
+
+    model: str
+    """Hugging Face id; a label in plans and results. Nothing is downloaded."""
+    architecture: ArchitectureConfig
+    weights: str | None = None
+    """Directory with config.json, tokenizer and weights; None: a synthetic directory of the same shape."""
+    dtype: str = "bfloat16"
+    quantization: str | None = None
+    tensor_parallel: int = 1
+    """GPUs per replica; must divide the attention heads."""
+    replicas: int = 1
+    max_model_len: int = 8192
+    """Longest prompt plus answer, in tokens; at least one such sequence must fit the KV cache."""
+    max_num_seqs: int = 256
+    """Most sequences in one step; vLLM's default depends on the GPU, so it is pinned here."""
+    max_num_batched_tokens: int = 2048
+    """Token budget of one step (chunked prefill)."""
+    gpu_memory_utilization: float = 0.9
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Extra flags of the engine, e.g. {stream-interval: 4}; true adds a bare flag, false and null add none."""
+
+    def check(self, path: str) -> None:
+        """Raise ConfigError, naming keys under `path`, if a value is out of range."""
+        self.architecture.check(f"{path}.architecture")
+        require_choice(f"{path}.dtype", self.dtype, DTYPES)
+        if self.quantization is not None:
+            require_choice(f"{path}.quantization", self.quantization, QUANTIZATIONS)
+        for name in ("tensor_parallel", "replicas", "max_num_seqs"):
+            require_range(f"{path}.{name}", getattr(self, name), 1)
+        require_range(f"{path}.max_model_len", self.max_model_len, 16)
+        require_range(f"{path}.max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+        require_range(f"{path}.gpu_memory_utilization", self.gpu_memory_utilization, 0.05, 0.99)
+
+
+@dataclass
+class EngineConfig:
+    """What serves tokens: real vLLM, or an emulated expert."""
+
+    kind: str = "auto"
+    """auto: vLLM where GPUs are, emulated elsewhere (said aloud); vllm; emulated."""
+    device: str = "cuda"
+    """cuda or cpu (vLLM only)."""
+    python: str | None = None
+    """Interpreter of the vLLM environment; None: $ERHPC_VLLM_PYTHON, else the one `make vllm-env` builds."""
+    synthetic_weights: str = "dummy"
+    """dummy: no weight file, `--load-format dummy`; random: a safetensors file (small models)."""
+    ready_timeout_s: float = 600.0
+    """Patience for a replica to become ready, on top of the time its weights take at load_rate_gb_per_s."""
+    load_rate_gb_per_s: float = 1.0
+    """Slowest rate at which weights may be expected to load per node, in GB/s."""
+    prefix_caching: bool = False
+    """Let vLLM answer repeated prompts from its cache: off, or TTFT at many users measures the cache."""
+    parallel_loads: int = 4
+    """How many replicas of a node load at the same time."""
+    stop_timeout_s: float = 10.0
+    """Time between TERM and KILL of a replica's process group."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Extra environment variables of every replica."""
+
+    def __post_init__(self) -> None:
+        require_choice("engine.kind", self.kind, ENGINE_KINDS)
+        require_choice("engine.device", self.device, DEVICES)
+        require_choice("engine.synthetic_weights", self.synthetic_weights, SYNTHETIC_WEIGHTS)
+        require_range("engine.ready_timeout_s", self.ready_timeout_s, 1)
+        require_range("engine.load_rate_gb_per_s", self.load_rate_gb_per_s, 0.001)
+        require_range("engine.parallel_loads", self.parallel_loads, 1)
+        require_range("engine.stop_timeout_s", self.stop_timeout_s, 0.1)
