@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import msgspec
+from erhpc.load.level import run_level
 
 from erhpc.corpus.prompts import Prompt, read_prompts
-from erhpc.load.level import run_level
 from erhpc.load.progress import Progress
 from erhpc.load.requests import choose_prompts
 from erhpc.load.streaming import AiohttpClient
