@@ -85,8 +85,8 @@ class Tally(msgspec.Struct, tag="tally", frozen=True, kw_only=True):
 
 Report = Ready | TellClock | Tally
 
-_decode_command = msgspec.json.Decoder(Command).decode
-_decode_report = msgspec.json.Decoder(Report).decode
+_commands: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_reports: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 
 
 def encode_line(message: Command | Report) -> bytes:
@@ -96,12 +96,12 @@ def encode_line(message: Command | Report) -> bytes:
 
 def parse_command(line: bytes) -> Command:
     """Read a line of a conductor. Raises msgspec.DecodeError if it is none."""
-    return _decode_command(line)
+    return _commands.decode(line)
 
 
 def parse_report(line: bytes) -> Report | None:
     """Read a line of a client; None if it is something else that was printed."""
     try:
-        return _decode_report(line)
+        return _reports.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
