@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -34,17 +37,19 @@ def describe_level(level: LevelResult) -> str:
     )
 
 
-def describe_progress(status: RunStatus) -> str:
-    """The running level in one line, "" between levels."""
-    progress = status.progress
+def describe_progress(progress: Mapping[str, Any] | None) -> str:
+    """The running level in one line, "" between levels; `progress` has the fields of `erhpc.load.progress`."""
     if not progress:
         return ""
-    ttft = format_number(progress.get("ttft_p50_s"), 1e3)
     load = describe_load(progress.get("users"), progress.get("rate_per_s")).strip()
+    failed = f"{progress.get('requests_failed')} failed"
+    if progress.get("commonest_failure"):
+        failed += f" ({progress['commonest_failure']})"
     return (
         f"{load}, {progress.get('phase')} {progress.get('elapsed_s', 0):.0f} s: "
-        f"{format_number(progress.get('output_tokens_per_s'))} tok/s, TTFT p50 {ttft} ms, "
-        f"{progress.get('in_flight')} in flight, {progress.get('requests_failed')} failed"
+        f"{format_number(progress.get('output_tokens_per_s'))} tok/s, "
+        f"TTFT p50 {format_number(progress.get('ttft_p50_s'), 1e3)} ms, "
+        f"{progress.get('in_flight')} in flight, {failed}"
     )
 
 
@@ -121,7 +126,7 @@ def draw_status(title: str, status: RunStatus | None, queue: QueueState) -> Rend
     parts: list[RenderableType] = [head, _draw_replicas(status)]
     if status.levels:
         parts.append(_draw_levels(status))
-    if progress := describe_progress(status):
+    if progress := describe_progress(status.progress):
         parts.append(Text(f"  level {len(status.levels) + 1}/{status.num_levels}  {progress}", style="cyan"))
     return Group(*parts)
 
