@@ -88,7 +88,7 @@ class LoadTestConfig:
     """What `python -m erhpc.load` is told: a load on any OpenAI-compatible server, without router or scheduler."""
 
     url: str
-    """Base URL of the server: http://host:port or https://host:port, with or without /v1, or unix://<path, / as %2F>."""
+    """Base URL of the server: http(s)://host:port, with or without /v1, or unix://<path, / as %2F>."""
     model: str | None = None
     """Model to ask for; null: the first one that /v1/models lists."""
     key: str | None = None
