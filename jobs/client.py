@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 from erhpc.load.prompt_pool import build_pool
-from erhpc.load.traces import read_trace
 
 from erhpc.load.client import make_client
 from erhpc.load.messages import Command, Report, encode_line, parse_command
+from erhpc.load.traces import read_trace
 from erhpc.load.worker import Worker
 from erhpc.plan.protocol import API_PATHS
 from erhpc.plan.specs import ClientSpec

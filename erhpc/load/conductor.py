@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from erhpc.config import WorkloadConfig
 from erhpc.load.exchange import Clock
-from erhpc.load.levels import LoadPoint
 from erhpc.load.messages import AskClock, Begin, CloseWindow, Command, End, OpenWindow, Ready, Report, Tally, TellClock
 from erhpc.load.progress import Progress, RateMeter, merge_tallies
 from erhpc.load.steadiness import Sample, SteadinessTest
+from erhpc.plan.levels import LoadPoint
 
 CLOCK_ROUNDS = 12
 CLOCK_TIMEOUT_S = 5.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from erhpc.config import SearchConfig
-from erhpc.load.levels import LoadPoint
+from erhpc.plan.levels import LoadPoint
 
 SIGNIFICANT_DIGITS = 6
 """Rates are rounded to these, so that a result can be typed in again; fine enough for the smallest tolerance."""

@@ -57,13 +57,13 @@ class User:
 
     async def live(self, start_ns: int) -> None:
         """Send requests, the first at `start_ns`, until dismissed, cancelled, or done with the conversation."""
-        due_ns: int | None = start_ns
+        due_ns = start_ns
         try:
-            while (due_ns := await self._reach(due_ns)) is not None:
+            while (reached_ns := await self._reach(due_ns)) is not None:
                 self.prepare()
                 request, self._upcoming = self._upcoming, None
                 assert request is not None  # prepare made it
-                record = await self._ask(request, due_ns)
+                record = await self._ask(request, reached_ns)
                 if self._is_scheduled and (request.is_last_turn or record.status != "ok"):
                     return
                 due_ns = record.end_monotonic_ns + round(self._pause_s(record.status) * 1e9)

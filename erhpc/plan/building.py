@@ -163,7 +163,7 @@ def _count_cpus(
     if experiment.cluster.cpus_per_node is not None:
         return experiment.cluster.cpus_per_node
     # Levels run one after the other, so the first one's clients count for all.
-    per_node = Counter({process.node: 0 for process in processes})
+    per_node: Counter[int] = Counter()
     per_node.update(
         process.node for process in processes if process.level in (None, 0) and process.kind != "calibration"
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from erhpc.config import ArrivalConfig, SearchConfig, WorkloadConfig
-from erhpc.load.levels import LoadPoint, list_points
+from erhpc.plan.levels import LoadPoint, list_points
 
 GIVEN = SearchConfig()
 
