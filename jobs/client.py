@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import msgspec
-from erhpc.load.prompt_pool import build_pool
+from erhpc.load.pool import build_pool
 
 from erhpc.load.client import make_client
 from erhpc.load.messages import Command, Report, encode_line, parse_command

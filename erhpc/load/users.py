@@ -20,8 +20,8 @@ from erhpc.results.record import RequestRecord, Status
 
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0
-_THINKING = 1
-"""Which of a user's random streams the pauses come from; 0 would be the requests' own."""
+_THINKING = (0, 1)
+"""Ends the spawn key of the random stream that the pauses come from; the requests have their own."""
 
 
 class User:
@@ -121,7 +121,7 @@ class User:
         if not think_time.mean_s:
             return 0.0
         if self._random is None:
-            self._random = Generator(PCG64(SeedSequence(self._spec.seed, spawn_key=(self._number, _THINKING))))
+            self._random = Generator(PCG64(SeedSequence(self._spec.seed, spawn_key=(self._number, *_THINKING))))
         return draw_think_time_s(think_time, self._random)
 
     def _record(self, request: LoadRequest, exchange: Exchange, due_ns: int) -> RequestRecord:
