@@ -65,7 +65,7 @@ def plan_arrivals(
     """
     kind = workload.arrivals.kind
     random = Generator(PCG64(SeedSequence(seed, spawn_key=(STREAM,))))
-    profile = Profile.from_config(workload.profile, workload.measure_s)
+    profile = Profile(workload.profile, workload.measure_s)
     if not workload.arrivals.is_open:
         raise ConfigError("workload.arrivals.kind=closed has no schedule. Set poisson, gamma, constant or trace.")
     if kind == "trace":

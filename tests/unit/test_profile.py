@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from erhpc.config import ProfileConfig
 from erhpc.load.profile import Profile, num_active
 
-STEPS = Profile.from_config(ProfileConfig(kind="steps", steps=4), measure_s=40)
-SPIKE = Profile.from_config(ProfileConfig(kind="spike", base=0.2, start_s=10, length_s=5), measure_s=30)
-FLAT = Profile.from_config(ProfileConfig(), measure_s=30)
+STEPS = Profile(ProfileConfig(kind="steps", steps=4), measure_s=40)
+SPIKE = Profile(ProfileConfig(kind="spike", base=0.2, start_s=10, length_s=5), measure_s=30)
+FLAT = Profile(ProfileConfig(), measure_s=30)
 
 lengths_s = st.floats(0.1, 1e4)
 profiles = st.builds(
-    Profile.from_config,
+    Profile,
     st.one_of(
         st.just(ProfileConfig()),
         st.builds(ProfileConfig, kind=st.just("steps"), steps=st.integers(2, 100)),
@@ -57,14 +57,14 @@ def test_before_the_window_the_load_is_as_at_its_beginning(profile):
 
 
 def test_a_spike_at_once_holds_from_before_the_window():
-    profile = Profile.from_config(ProfileConfig(kind="spike", base=0.1, start_s=0, length_s=5), measure_s=30)
+    profile = Profile(ProfileConfig(kind="spike", base=0.1, start_s=0, length_s=5), measure_s=30)
 
     assert (profile.share(-1), profile.share(0), profile.share(5)) == (1, 1, 0.1)
     assert profile.changes() == [(5, 0.1)]
 
 
 def test_a_spike_as_high_as_its_base_changes_nothing():
-    profile = Profile.from_config(ProfileConfig(kind="spike", base=1.0), measure_s=30)
+    profile = Profile(ProfileConfig(kind="spike", base=1.0), measure_s=30)
 
     assert profile.changes() == []
 
@@ -103,6 +103,11 @@ def test_active_users_are_rounded_up(users, step, steps):
     share = min(step, steps) / steps
 
     assert num_active(users, share) == -(-users * min(step, steps) // steps)
+
+
+def test_rounding_wakes_no_further_user():
+    assert 25 * 0.28 > 7
+    assert num_active(25, 0.28) == 7
 
 
 def test_a_tenth_of_one_user_is_one_user():

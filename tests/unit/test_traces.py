@@ -85,9 +85,10 @@ def test_byte_order_mark_line_ends_blank_lines_and_further_columns_do_not_matter
 
 
 def test_rows_out_of_order_are_put_in_order_and_equal_times_stay_as_written(tmp_path):
-    text = "Timestamp,Request tokens,Response tokens\n9,1,1\n3,2,1\n9,3,1\n1,4,1\n"
+    rows = [(9 - row % 5, row) for row in range(100)]
+    text = "Timestamp,Request tokens,Response tokens\n" + "".join(f"{at_s},{row},1\n" for at_s, row in rows)
 
-    assert rows_of(read_trace(write_text(tmp_path, text))) == [(0, 4, 1), (2, 2, 1), (8, 1, 1), (8, 3, 1)]
+    assert rows_of(read_trace(write_text(tmp_path, text))) == [(at_s - 5, row, 1) for at_s, row in sorted(rows)]
 
 
 def test_a_file_longer_than_a_block_is_read_whole_and_its_lines_are_numbered_on(tmp_path):
