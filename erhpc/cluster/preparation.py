@@ -59,8 +59,7 @@ def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
 def check_inputs(plan: Plan) -> None:
     """Raise InputError for the first file the run needs and has not, ConfigError for an artefact that does not fit."""
     experiment = plan.experiment
-    if experiment.workload.format != "synthetic":
-        _check_prompts(experiment.workload)
+    check_prompts(experiment.workload)
     for name, expert in experiment.experts.items():
         if plan.engine == "vllm" and expert.weights is not None and not Path(expert.weights, "config.json").is_file():
             raise InputError(
@@ -77,7 +76,10 @@ def check_inputs(plan: Plan) -> None:
         )
 
 
-def _check_prompts(workload: WorkloadConfig) -> None:
+def check_prompts(workload: WorkloadConfig) -> None:
+    """Raise InputError if the prompts of a workload cannot be read, or none is of a domain of its mixture."""
+    if workload.format == "synthetic":
+        return
     columns = {"prompt_column": workload.prompt_column, "domain_column": workload.domain_column}
     check_domains(workload.mixture, read_prompts(workload.prompts, workload.format, **columns))
 
@@ -130,10 +132,11 @@ def _describe_inputs(experiment: ExperimentConfig) -> dict[str, Any]:
     named = {"workload.prompts": experiment.workload.prompts, "router.corpus": experiment.router.corpus}
     if experiment.workload.format == "synthetic":
         del named["workload.prompts"]
-    return {key: _describe_source(source) for key, source in named.items()}
+    return {key: describe_source(source) for key, source in named.items()}
 
 
-def _describe_source(source: str) -> dict[str, Any]:
+def describe_source(source: str) -> dict[str, Any]:
+    """What identifies the texts of a source: its SHA-256 and, of a dataset, which split and files are read."""
     described: dict[str, Any] = {"source": source, "sha256": hash_source(source)}
     if source != DEMO_CORPUS and Path(source).is_dir():
         split = find_split(source)
