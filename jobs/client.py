@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import msgspec
-from erhpc.load.pool import build_pool
 
 from erhpc.load.client import make_client
 from erhpc.load.messages import Command, Report, encode_line, parse_command
+from erhpc.load.pool import build_pool
 from erhpc.load.traces import read_trace
 from erhpc.load.worker import Worker
 from erhpc.plan.protocol import API_PATHS

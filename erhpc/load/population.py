@@ -49,7 +49,7 @@ class Residents:
         self._num_users = users
         numbers = range(spec.worker, users, spec.num_workers)
         self._users = {number: make_user(number) for number in numbers}
-        self._profile = Profile.from_config(self._workload.profile, self._workload.measure_s)
+        self._profile = Profile(self._workload.profile, self._workload.measure_s)
         self._changes: list[asyncio.TimerHandle] = []
         self._journal = journal
         self.is_exhausted = not numbers

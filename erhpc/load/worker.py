@@ -15,9 +15,9 @@ from typing import Any
 from erhpc.load.exchange import Clock, StreamingClient
 from erhpc.load.journal import Journal
 from erhpc.load.messages import AskClock, Begin, CloseWindow, Command, End, OpenWindow, Ready, Report, Tally, TellClock
+from erhpc.load.pool import PromptPool
 from erhpc.load.population import Population, Residents, Visitors
 from erhpc.load.process import check_connections, garbage_ignored
-from erhpc.load.pool import PromptPool
 from erhpc.load.requests import RequestSource
 from erhpc.load.traces import Trace
 from erhpc.load.users import User
