@@ -16,7 +16,7 @@ from erhpc.config import WorkloadConfig
 from erhpc.load.exchange import Clock
 from erhpc.load.messages import AskClock, Begin, CloseWindow, Command, End, OpenWindow, Ready, Report, Tally, TellClock
 from erhpc.load.progress import Progress, RateMeter, merge_tallies
-from erhpc.load.steadiness import Sample, SteadinessTest
+from erhpc.load.steadiness import PATIENCE_S, Sample, SteadinessTest
 from erhpc.plan.levels import LoadPoint
 
 CLOCK_ROUNDS = 12
@@ -25,6 +25,8 @@ LEAD_S = 0.25
 """How long before its time a command is given: longer than a busy client takes to read its stdin."""
 LEAD_PER_USER_S = 50e-6
 """Every user prepares its first request before the level begins."""
+PATIENCE_SHARE = 2 / 3
+"""Of the longest warm-up: how long noise is held against a level that shows no trend."""
 SAMPLE_S = 0.45
 """Clients tell how it goes every half second."""
 
@@ -64,7 +66,8 @@ class Conductor:
         self._clock = clock
         self._changed = asyncio.Event()
         self._meter = RateMeter()
-        self._steadiness = SteadinessTest(workload.think_time.mean_s)
+        patience_s = min(PATIENCE_S, PATIENCE_SHARE * workload.warmup_max_s)
+        self._steadiness = SteadinessTest(workload.think_time.mean_s, patience_s)
         self._next_sample_ns = 0
         self._asked_ns: dict[tuple[int, int], int] = {}
 
@@ -92,8 +95,8 @@ class Conductor:
         await self._wait(lambda: all(client.is_ready or client.has_left for client in self._clients))
         await self._compare_clocks()
         begin_ns = self._begin()
-        steady = await self._warm_up(begin_ns)
-        end_ns = await self._measure(begin_ns, steady)
+        await self._warm_up(begin_ns)
+        end_ns = await self._measure(begin_ns)
         await self._wait(self._all_left, end_ns + round(self._workload.drain_s * 1e9))
         self._tell_all(lambda client: End())
 
@@ -126,25 +129,25 @@ class Conductor:
         )
         return begin_ns
 
-    async def _warm_up(self, begin_ns: int) -> bool | None:
-        """Wait until the load is steady; whether it was, None where it is not meant to be."""
+    async def _warm_up(self, begin_ns: int) -> None:
+        """Wait until the load is steady, if it is meant to be."""
         workload = self._workload
-        if not workload.is_steady:
-            return None
-        await self._wait(self._all_left, begin_ns + round(workload.warmup_s * 1e9))
-        await self._wait(
-            lambda: (self._all_finished() and self._steadiness.is_steady()) or self._all_left(),
-            begin_ns + round(workload.warmup_max_s * 1e9),
-        )
-        return self._steadiness.is_steady()
+        if workload.is_steady:
+            await self._wait(self._all_left, begin_ns + round(workload.warmup_s * 1e9))
+            await self._wait(
+                lambda: (self._all_finished() and self._steadiness.is_steady()) or self._all_left(),
+                begin_ns + round(workload.warmup_max_s * 1e9),
+            )
 
-    async def _measure(self, begin_ns: int, steady: bool | None) -> int:
+    async def _measure(self, begin_ns: int) -> int:
         """Open the window and close it; returns when it ended."""
         workload = self._workload
-        if steady is None:
-            start_ns, cut = begin_ns + round(workload.warmup_s * 1e9), False
+        if workload.is_steady:
+            steady, cut = self._steadiness.judge(), not self._all_finished()
+            start_ns = self._clock() + round(LEAD_S * 1e9)
         else:
-            start_ns, cut = self._clock() + round(LEAD_S * 1e9), not self._all_finished()
+            steady, cut = None, False
+            start_ns = begin_ns + round(workload.warmup_s * 1e9)
         end_ns = start_ns + round(workload.measure_s * 1e9)
         self._tell_all(lambda client: OpenWindow(at_ns=start_ns + client.offset_ns, steady=steady, cut=cut))
         await self._wait(self._is_measured, end_ns - round(LEAD_S * 1e9))

@@ -31,11 +31,13 @@ class Begin(msgspec.Struct, tag="begin", frozen=True, kw_only=True):
 
 
 class OpenWindow(msgspec.Struct, tag="open", frozen=True, kw_only=True):
-    """Conductor: the measuring window begins at the given time; the warm-up ended for this reason."""
+    """Conductor: the measuring window begins at the given time."""
 
     at_ns: int
     steady: bool | None
+    """Whether the load was steady by then; None if it is not meant to be, or nothing can be told so early."""
     cut: bool
+    """Not every user had finished a request."""
 
 
 class CloseWindow(msgspec.Struct, tag="close", frozen=True, kw_only=True):

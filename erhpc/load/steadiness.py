@@ -104,21 +104,27 @@ class SteadinessTest:
         self._samples.append(sample)
 
     def is_steady(self) -> bool:
-        """Whether nothing has trended in the latter two thirds of the samples; costs 0.2 ms."""
+        """Whether nothing has trended in the latter two thirds of the samples, by enough evidence."""
+        return self.judge() is True
+
+    def judge(self) -> bool | None:
+        """True: steady; False: something trends; None: too little was seen to tell. Costs 0.2 ms."""
         num_steps = max(MIN_STEPS, round(WINDOW_SHARE * (len(self._samples) - 1)))
         if len(self._samples) <= num_steps:
-            return False
+            return None
         samples = list(self._samples)[-num_steps - 1 :]
         if not _shows_anything(samples):
-            return False
+            return None
         window = _Window(samples, self._think_time_s)
         in_flight = window.find_in_flight_drift()
         tokens = window.find_rate_drift(window.tokens, in_flight.tolerance)
         requests = window.find_rate_drift(window.requests, in_flight.tolerance, is_poisson=True)
-        return not any(drift.is_trend for drift in (in_flight, tokens, requests)) and (
-            self._is_precise(in_flight, IN_FLIGHT_PRECISION, self._patience_s)
-            and self._is_precise(tokens, RATE_PRECISION, RATE_PATIENCE_SHARE * self._patience_s)
+        if any(drift.is_trend for drift in (in_flight, tokens, requests)):
+            return False
+        is_precise = self._is_precise(in_flight, IN_FLIGHT_PRECISION, self._patience_s) and self._is_precise(
+            tokens, RATE_PRECISION, RATE_PATIENCE_SHARE * self._patience_s
         )
+        return True if is_precise else None
 
     def _is_precise(self, drift: _Drift, precision: float, patience_s: float) -> bool:
         return drift.tolerance <= precision or self._samples[-1].time_s - self._start_s >= patience_s

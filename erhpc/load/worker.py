@@ -82,7 +82,7 @@ class Worker:
             await _cancel([*waits, *filter(None, [self._living])])
             await self._lag.stop()
         if not self._closed:
-            self._close()
+            self._cut_window()
         return self._part(interrupted=not was_told)
 
     async def _obey(self, commands: asyncio.Queue[Command | None]) -> bool:
@@ -137,17 +137,24 @@ class Worker:
         now_ns = self._clock()
         self._closed = True
         journal = self._journal
-        journal.window_start_ns = now_ns if journal.window_start_ns is None else journal.window_start_ns
-        journal.window_end_ns = now_ns if journal.window_end_ns is None else min(journal.window_end_ns, now_ns)
-        journal.window_end_ns = max(journal.window_end_ns, journal.window_start_ns)
+        start_ns = now_ns if journal.window_start_ns is None else journal.window_start_ns
+        end_ns = now_ns if journal.window_end_ns is None else journal.window_end_ns
+        journal.window_start_ns, journal.window_end_ns = start_ns, max(start_ns, end_ns)
         self._window_cpu_s = None if self._cpu_s is None else self._cpu_clock() - self._cpu_s
         self._delays_ns = sorted(self._client.take_delays_ns())
-        window_s = (journal.window_end_ns - journal.window_start_ns) / 1e9
+        window_s = (journal.window_end_ns - start_ns) / 1e9
         self._lag_p99_s, self._lag_histogram = self._lag.p99_s(window_s), self._lag.histogram(window_s, LAG_BOUNDS_S)
         if self._population is not None:
             self._population.dismiss()
         if self._living is not None and self._living.done():
             self._over.set()
+
+    def _cut_window(self) -> None:
+        """End the window now, wherever its end was planned."""
+        now_ns = self._clock()
+        planned_ns = self._journal.window_end_ns
+        self._journal.window_end_ns = now_ns if planned_ns is None else min(planned_ns, now_ns)
+        self._close()
 
     def _note_end(self, living: asyncio.Task[None]) -> None:
         """Everyone has left, or the level broke: `run` finds out which."""

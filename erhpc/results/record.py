@@ -188,7 +188,11 @@ LEVEL_COLUMNS: tuple[Column, ...] = (
         "float64",
         "how late the emulated experts ran (event loop or steps), worst 99th percentile, seconds; null for vLLM",
     ),
-    Column("steady", "bool", "rates and in-flight requests were steady when the window began; null if not tested"),
+    Column(
+        "steady",
+        "bool",
+        "the load was steady as the window began; false: it trended; null: not to be told, or not meant to be",
+    ),
     Column("valid", "bool", "false: do not trust this level"),
     Column("invalid_reasons", "list<string>", "why the level is invalid, empty if valid"),
 )
@@ -252,7 +256,7 @@ class ClientPart:
     """This process's monotonic clock minus the conductor's."""
     clock_uncertainty_ns: int = 0
     steady: bool | None = None
-    """None if not tested: the load is not meant to be steady."""
+    """None: not to be told by the time the window began, or the load is not meant to be steady."""
     warmup_cut: bool = False
     """The window opened at warmup_max_s, before every user had finished a request."""
     interrupted: bool = False
