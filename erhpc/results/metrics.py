@@ -15,14 +15,14 @@ What others compute from the same records (tests/integration/test_peer_formulas.
     TTFT: from sent; open loop: due    from sent, always                   from sent, always
     ITL: one gap per arrival, pooled   the same                            none: its "inter-token latency" is our TPOT
     TPOT: over tokens - 1              the same                            the same, called inter-token latency
-    E2E: to the last token             the same                            to the end of the stream
-    normalised: E2E / tokens           none                                the same, called time per output token
+    E2E: origin to the last token      sent to the last token              sent to the end of the stream
+    normalised: E2E / tokens           none                                from sent, called time per output token
     quantiles: linear                  the same                            a value that occurred; its TPOT and ITL
                                                                            weigh each request by its tokens
     latencies: sent in the window      all that finished                   all that touched the window
-    token rate: arrivals in window     tokens of finished requests over    as here, but arrivals spread evenly
+    token rate: arrivals in window     tokens of finished requests over    arrivals in window, as if evenly spread
                                        the run, ramp and drain included    between first and last token
-    most in flight: at one moment      touching one second: twice as       as here
+    most in flight: at one moment      within one second: many times as    the same
                                        many where answers are short
     SLO: failed requests miss it       no share, only goodput              the same
     SLO: one token meets a TPOT bound  the same (TPOT 0)                   left out of the share
