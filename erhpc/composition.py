@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from erhpc.config import DEMO_CORPUS, ExperimentConfig, FitConfig
+from erhpc.config import DEMO_CORPUS, ExperimentConfig, FitConfig, LoadTestConfig, WorkloadConfig
 from erhpc.errors import ConfigError, ErhpcError
 
 CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
@@ -58,6 +58,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="experiment_schema", node=ExperimentConfig)
     store.store(name="fit_schema", node=FitConfig)
+    store.store(name="load_schema", node=LoadTestConfig)
 
 
 def to_config(composed: DictConfig, kind: type[T]) -> T:
@@ -78,14 +79,14 @@ def to_config(composed: DictConfig, kind: type[T]) -> T:
         raise ConfigError(f"{', '.join(strangers)}: no such key. Allowed at the top: {names}.")
     if isinstance(built, ExperimentConfig):
         _anchor_paths(built, Path.cwd())
+    if isinstance(built, ExperimentConfig | LoadTestConfig):
+        _anchor_workload(built.workload, Path.cwd())
     return built
 
 
 def _anchor_paths(experiment: ExperimentConfig, folder: Path) -> None:
     """Make paths absolute: they mean files near whoever typed them, and the job starts elsewhere."""
-    workload, router = experiment.workload, experiment.router
-    if workload.format != "synthetic" and workload.prompts != DEMO_CORPUS:
-        workload.prompts = str(folder / workload.prompts)
+    router = experiment.router
     if router.corpus != DEMO_CORPUS:
         router.corpus = str(folder / router.corpus)
     if router.artefact is not None:
@@ -93,6 +94,14 @@ def _anchor_paths(experiment: ExperimentConfig, folder: Path) -> None:
     for expert in experiment.experts.values():
         if expert.weights is not None:
             expert.weights = str(folder / expert.weights)
+
+
+def _anchor_workload(workload: WorkloadConfig, folder: Path) -> None:
+    if workload.format != "synthetic" and workload.prompts != DEMO_CORPUS:
+        workload.prompts = str(folder / workload.prompts)
+    for name in ("trace", "tokenizer"):
+        if getattr(workload, name) is not None:
+            setattr(workload, name, str(folder / getattr(workload, name)))
 
 
 def _find_strangers(given: Any, known: Any, path: str = "") -> Iterator[str]:

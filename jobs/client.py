@@ -1,23 +1,25 @@
-"""One client process at one level: `python -m jobs.client --spec FILE` prints progress and writes its part.
+"""One client process at one level: `python -m jobs.client --spec FILE` obeys the conductor and writes its part.
 
-TERM and INT end the level at once; what was measured is written all the same, marked as interrupted. All libraries
+Commands come on stdin, reports go to stdout, a JSON line each (`erhpc.load.messages`). TERM and INT end the level at
+once, and so does the end of stdin; what was measured is written all the same, marked as interrupted. All libraries
 are imported at the start, so that writing takes well under a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 import msgspec
 
-from erhpc.corpus.prompts import Prompt, read_prompts
-from erhpc.load.level import run_level
-from erhpc.load.progress import Progress
-from erhpc.load.requests import choose_prompts
-from erhpc.load.streaming import AiohttpClient
+from erhpc.load.client import make_client
+from erhpc.load.messages import Command, Report, encode_line, parse_command
+from erhpc.load.pool import build_pool
+from erhpc.load.traces import read_trace
+from erhpc.load.worker import Worker
 from erhpc.plan.protocol import API_PATHS
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.store import write_part
@@ -26,27 +28,35 @@ from jobs.process import read_key, run_job
 
 async def run(spec: ClientSpec, stop: asyncio.Event) -> None:
     """Run the level of `spec`, ended early by `stop`, and write its part."""
-    prompts, key = load_prompts(spec), read_key(spec.key_file)
-    url = spec.url.rstrip("/") + API_PATHS[spec.workload.api]
-    async with AiohttpClient(url, timeout_s=spec.workload.timeout_s, key=key) as client:
-        part = await run_level(spec, client, prompts, stop=stop, on_progress=print_progress)
+    workload = spec.workload
+    trace = read_trace(workload.trace, workload.trace_format) if workload.trace is not None else None
+    pool = build_pool(workload, spec.seed, trace.draw_lengths if trace is not None else None)
+    url = spec.url.rstrip("/") + API_PATHS[workload.api]
+    commands: asyncio.Queue[Command | None] = asyncio.Queue()
+    reading = asyncio.create_task(read_commands(commands))
+    async with make_client(url, workload, spec.load, read_key(spec.key_file)) as client:
+        part = await Worker(spec, client, pool, trace, report=print_report).run(commands, stop)
+    reading.cancel()
     # Here rather than after the loop: its signal handlers protect the writing from a second TERM.
     write_part(Path(spec.output), part)
 
 
-def load_prompts(spec: ClientSpec) -> list[Prompt]:
-    """The prompts of the workload and the domains asked for; none if the texts are synthetic."""
-    if spec.workload.format == "synthetic":
-        return []
-    return choose_prompts(read_prompts(spec.workload.prompts, spec.workload.format), spec.domains)
-
-
-def print_progress(progress: Progress) -> None:
-    """One JSON line on stdout; a reader that has left must not cost the level its results."""
+async def read_commands(commands: asyncio.Queue[Command | None]) -> None:
+    """Pass on the lines of stdin, and None at its end."""
+    stream = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), sys.stdin)
     try:
-        os.write(sys.stdout.fileno(), msgspec.json.encode(progress) + b"\n")
-    except BrokenPipeError:
-        return
+        while line := await stream.readline():
+            commands.put_nowait(parse_command(line))
+    except msgspec.DecodeError as error:
+        print(f"client: a line on stdin is no command: {error}", file=sys.stderr)
+    commands.put_nowait(None)
+
+
+def print_report(report: Report) -> None:
+    """One JSON line on stdout; a reader that has left must not cost the level its results."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), encode_line(report))
 
 
 def main(arguments: list[str] | None = None) -> int:

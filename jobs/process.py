@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,21 +31,26 @@ def run_job(
     parser.add_argument("--spec", type=Path, required=True, help=f"{kind.__name__} as JSON, written by a plan")
     try:
         spec = read_spec(parser.parse_args(arguments).spec, kind)
-        raise_file_limit()
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run_until_stopped(spec, work))
+        run_until_stopped(partial(work, spec))
     except ErhpcError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _run_until_stopped(spec: Spec, work: Callable[[Spec, asyncio.Event], Awaitable[None]]) -> None:
+def run_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `work(stop)` to its end on uvloop, with as many open files as allowed; TERM, INT and USR2 set `stop`."""
+    raise_file_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_work_until_stopped(work))
+
+
+async def _work_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     stop = asyncio.Event()
     # Slurm's warning before the time limit (USR2) reaches every process of a job, and would kill this one.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await work(spec, stop)
+    await work(stop)
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:

@@ -20,6 +20,7 @@ from erhpc.cluster.messages import (
     Done,
     FreeBands,
     Hello,
+    Input,
     Interrupted,
     Start,
     Stop,
@@ -140,6 +141,8 @@ class NodeAgent:
             case Start():
                 for name in message.names:
                     self._children.start(name)
+            case Input():
+                self._children.write_line(message.name, message.line)
             case Stop(names=[]):
                 return True
             case Stop():

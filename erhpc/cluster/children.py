@@ -29,6 +29,8 @@ from erhpc.results.paths import RunPaths
 SIGNAL_GRACE_S = 0.5
 """A scancel reaches the children too; an exit this close to our own signal is no failure of theirs."""
 
+CLIENTS = ("client", "calibration")
+"""Kinds of processes that end by themselves and talk by lines."""
 _LOG_TAIL_BYTES = 256 * 1024
 
 
@@ -74,6 +76,11 @@ class Children:
         """Start a process in the background; its reports tell how that goes."""
         _keep(self._starts, self._start(self._plan.process(name)))
 
+    def write_line(self, name: str, line: str) -> None:
+        """Write a line to the stdin of a running client; one that has ended needs none."""
+        if name in self._running:
+            self._running[name].write_line(line.encode())
+
     async def stop(self, name: str) -> None:
         """Stop a process and everything it started.
 
@@ -92,7 +99,7 @@ class Children:
         # A replica that dies now would give its turn to load to the next one, which nobody would stop.
         await _cancel(self._starts)
         leftovers: list[str] = []
-        for kinds in (("client",), ("gateway", "expert")):
+        for kinds in (CLIENTS, ("gateway", "expert")):
             names = [name for name in self._running if self._plan.process(name).kind in kinds]
             results = await asyncio.gather(*(self.stop(name) for name in names), return_exceptions=True)
             leftovers += [f"{name}: {r}" for name, r in zip(names, results, strict=True) if r is not None]
@@ -143,7 +150,7 @@ class Children:
             [bindings.fill(word) for word in planned.argv],
             self._environment(planned, bindings),
             self._run.log(planned.name),
-            on_line=self._relay_line(planned.name) if planned.kind == "client" else None,
+            on_line=self._relay_line(planned.name) if planned.kind in CLIENTS else None,
         )
         self._running[planned.name] = child
         self._janitor.watch(child.pid)
@@ -176,7 +183,7 @@ class Children:
         code = await child.wait()
         if planned.name in self._stopping:
             return
-        if planned.kind != "client":
+        if planned.kind not in CLIENTS:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_signal.wait(), SIGNAL_GRACE_S)
                 return

@@ -14,12 +14,16 @@ from typing import Any
 import msgspec
 
 from erhpc.cluster import network
+from erhpc.cluster.clients import GONE, STOP_MARGIN_S, LevelClients
 from erhpc.cluster.crew import Crew
 from erhpc.cluster.levels import LevelStore
 from erhpc.cluster.machine_lock import find_holder, hold_machine
 from erhpc.cluster.messages import Assign, Output, Start, Stop, Survey
 from erhpc.cluster.status import LevelResult, ReplicaStatus, RunState, RunStatus, StatusFile
 from erhpc.errors import ProcessError
+from erhpc.load.progress import Progress
+from erhpc.load.sweep import Sweep
+from erhpc.plan.levels import LoadPoint
 from erhpc.plan.placeholders import Bindings
 from erhpc.plan.plan import Plan, PlannedLevel, PlannedProcess
 from erhpc.results.atomic import write_atomically
@@ -27,11 +31,8 @@ from erhpc.results.paths import RunPaths
 from erhpc.results.provenance import add_to_manifest
 
 GATHER_TIMEOUT_S = 300.0
-ENDED = ("stopped", "exited", "failed")
 EVERYBODY = -1
 """The rank under which the end of the walltime is noted."""
-STOP_MARGIN_S = 30.0
-"""On top of the patience that the plan gives its processes: KILL, and a slow file system."""
 
 
 class Interruption(Exception):
@@ -46,7 +47,7 @@ class Coordinator:
         self._run = run
         self._key = key
         self._job_number = job_number
-        self.crew = Crew(num_nodes=plan.num_nodes, on_output=self._show_progress)
+        self.crew = Crew(num_nodes=plan.num_nodes, on_output=self._hear)
         replicas = {replica.replica: ReplicaStatus() for replica in plan.replicas}
         status = RunStatus(
             experiment=plan.experiment.name, engine=plan.engine, num_levels=len(plan.levels), replicas=replicas
@@ -54,6 +55,8 @@ class Coordinator:
         self._file = StatusFile(run.status, status)
         self._servers: list[PlannedProcess] = []
         self._addresses: list[str] = []
+        self._clients: LevelClients | None = None
+        self._conclusion = ""
         self._end: Interruption | ProcessError | None = None
 
     async def conduct(self) -> RunStatus:
@@ -71,7 +74,7 @@ class Coordinator:
                 bindings = await self._assign()
                 await self._load_servers()
                 await self._run_levels(bindings)
-                self._enter("finished")
+                self._enter("finished", self._conclusion)
             except Interruption:
                 self._enter("interrupted", f"told to stop; levels saved: {len(self._file.status.levels)}")
             except ProcessError as error:
@@ -156,30 +159,56 @@ class Coordinator:
         listing = {"gateway": gateway_url, "replicas": endpoints}
         write_atomically(self._run.endpoints, msgspec.json.format(msgspec.json.encode(listing), indent=2))
         async with LevelStore(self._plan, self._run, self._key, gateway_url, list(endpoints.values())) as store:
-            for level in self._plan.levels:
-                await self._run_level(level, store)
+            await self._calibrate()
+            await self._sweep(store)
 
-    async def _run_level(self, level: PlannedLevel, store: LevelStore) -> None:
-        client = self._plan.client(level.level)
-        self._enter("running", f"level {level.level + 1} of {len(self._plan.levels)}: {level.users} users")
-        self.crew.tell(Start(names=[client.name]), [client.node])
-        await self.crew.wait_for(lambda: self.crew.phase(client.name) in ("exited", "failed") or self._is_over())
-        reasons = self._reasons()
-        if self.crew.phase(client.name) not in ("exited", "failed"):
-            self.crew.tell(Stop(names=[client.name]), [client.node])
-            await self.crew.wait_for(
-                lambda: self.crew.phase(client.name) in ENDED or client.node in self.crew.lost,
-                client.stop_timeout_s + STOP_MARGIN_S,
-            )
-        row = await store.store(level, reasons)
+    async def _calibrate(self) -> None:
+        """Measure the client before it measures anything."""
+        calibration = self._plan.calibration
+        if calibration is None:
+            return
+        self._enter("loading", "calibrating the client")
+        self.crew.tell(Start(names=[calibration.name]), [calibration.node])
+        await self.crew.wait_for(lambda: self.crew.phase(calibration.name) in GONE or self._is_over())
+        self._check()
+        if failure := self.crew.find_failure([calibration.name]) if self._exit_code(calibration.name) != 0 else None:
+            raise ProcessError(failure)
+
+    def _exit_code(self, name: str) -> int | None:
+        return self.crew.reports[name].exit_code
+
+    async def _sweep(self, store: LevelStore) -> None:
+        experiment, levels = self._plan.experiment, self._plan.levels
+        sweep = Sweep([level.point for level in levels], experiment.search, experiment.stop, experiment.slo)
+        clock = asyncio.get_running_loop().time
+        begun_s = clock()
+        for level in levels:
+            point = sweep.next_point(level.expected_s, clock() - begun_s)
+            if point is None:
+                break
+            sweep.add(await self._run_level(level, point, store))
+            if sweep.result is not None:
+                write_atomically(self._run.search, msgspec.json.format(msgspec.json.encode(sweep.result), indent=2))
+        self._conclusion = sweep.describe_end()
+
+    async def _run_level(self, level: PlannedLevel, point: LoadPoint, store: LevelStore) -> dict[str, Any]:
+        processes = self._plan.clients(level.level)
+        self._enter("running", f"level {level.level + 1} of {len(self._plan.levels)}: {point.describe()}")
+        clients = LevelClients(self.crew, processes, self._plan.experiment.workload, point, self._show_progress)
+        self._clients = clients
+        await clients.run(self._is_over)
+        row = await store.store(level, point, self._reasons())
         if row is not None:
             self._file.status.levels.append(msgspec.convert(row, LevelResult, strict=False))
         self._file.status.progress = None
         self._file.publish()
         self._check()
-        failure = self.crew.find_failure([client.name]) if self.crew.reports[client.name].exit_code != 0 else None
+        failure = clients.find_failure()
         if failure or row is None:
-            raise ProcessError(failure or f"{client.name} left no records (log: {self._run.log(client.name)})")
+            raise ProcessError(
+                failure or f"{processes[0].name} left no records (log: {self._run.log(processes[0].name)})"
+            )
+        return row
 
     def _is_over(self) -> bool:
         """Whether the run was interrupted or lost a server; what came first stays the reason."""
@@ -245,7 +274,10 @@ class Coordinator:
             shown.load_s = report.seconds if report.phase == "ready" else None
         self._file.publish()
 
-    def _show_progress(self, output: Output) -> None:
-        with contextlib.suppress(msgspec.DecodeError):
-            self._file.status.progress = msgspec.json.decode(output.line, type=dict[str, Any])
-            self._file.publish()
+    def _hear(self, output: Output) -> None:
+        if self._clients is not None:
+            self._clients.hear(output)
+
+    def _show_progress(self, progress: Progress) -> None:
+        self._file.status.progress = msgspec.to_builtins(progress)
+        self._file.publish()

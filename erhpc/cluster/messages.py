@@ -52,6 +52,13 @@ class Stop(msgspec.Struct, tag="stop", kw_only=True, frozen=True):
     names: list[str] = []
 
 
+class Input(msgspec.Struct, tag="input", kw_only=True, frozen=True):
+    """Coordinator: write this line to the stdin of a client."""
+
+    name: str
+    line: str
+
+
 class ProcessReport(msgspec.Struct, tag="process", kw_only=True, frozen=True):
     """Agent: a process changed its phase."""
 
@@ -64,7 +71,7 @@ class ProcessReport(msgspec.Struct, tag="process", kw_only=True, frozen=True):
 
 
 class Output(msgspec.Struct, tag="output", kw_only=True, frozen=True):
-    """Agent: a client printed a line of progress."""
+    """Agent: a client printed a line."""
 
     name: str
     line: str
@@ -86,4 +93,4 @@ class Done(msgspec.Struct, tag="done", kw_only=True, frozen=True):
 
 
 AgentMessage = Hello | FreeBands | ProcessReport | Output | Interrupted | Done
-CoordinatorMessage = Survey | Assign | Start | Stop
+CoordinatorMessage = Survey | Assign | Start | Stop | Input

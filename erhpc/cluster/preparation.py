@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 
-from erhpc.config import ExperimentConfig, FitConfig
+from erhpc.config import DEMO_CORPUS, ExperimentConfig, FitConfig, WorkloadConfig
+from erhpc.corpus.dataset import find_split
+from erhpc.corpus.domains import check_domains
 from erhpc.corpus.prompts import demo_text, hash_source, read_prompts
 from erhpc.errors import ConfigError, InputError
 from erhpc.experts.model_directory import write_model_directory
@@ -57,8 +59,7 @@ def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
 def check_inputs(plan: Plan) -> None:
     """Raise InputError for the first file the run needs and has not, ConfigError for an artefact that does not fit."""
     experiment = plan.experiment
-    if experiment.workload.format != "synthetic":
-        read_prompts(experiment.workload.prompts, experiment.workload.format)
+    check_prompts(experiment.workload)
     for name, expert in experiment.experts.items():
         if plan.engine == "vllm" and expert.weights is not None and not Path(expert.weights, "config.json").is_file():
             raise InputError(
@@ -73,6 +74,14 @@ def check_inputs(plan: Plan) -> None:
             f"engine.python={experiment.engine.python!r}: no vLLM interpreter at {python!r}. Set engine.python or "
             "$ERHPC_VLLM_PYTHON to the python of an environment that has vllm; `make vllm-env` builds one for CPUs."
         )
+
+
+def check_prompts(workload: WorkloadConfig) -> None:
+    """Raise InputError if the prompts of a workload cannot be read, or none is of a domain of its mixture."""
+    if workload.format == "synthetic":
+        return
+    columns = {"prompt_column": workload.prompt_column, "domain_column": workload.domain_column}
+    check_domains(workload.mixture, read_prompts(workload.prompts, workload.format, **columns))
 
 
 def _check_artefact(experiment: ExperimentConfig, artefact: Path) -> None:
@@ -123,7 +132,17 @@ def _describe_inputs(experiment: ExperimentConfig) -> dict[str, Any]:
     named = {"workload.prompts": experiment.workload.prompts, "router.corpus": experiment.router.corpus}
     if experiment.workload.format == "synthetic":
         del named["workload.prompts"]
-    return {key: {"source": source, "sha256": hash_source(source)} for key, source in named.items()}
+    return {key: describe_source(source) for key, source in named.items()}
+
+
+def describe_source(source: str) -> dict[str, Any]:
+    """What identifies the texts of a source: its SHA-256 and, of a dataset, which split and files are read."""
+    described: dict[str, Any] = {"source": source, "sha256": hash_source(source)}
+    if source != DEMO_CORPUS and Path(source).is_dir():
+        split = find_split(source)
+        files = [path.relative_to(source).as_posix() for path in split.files]
+        described |= {"split": split.name, "other_splits": list(split.others), "files": files}
+    return described
 
 
 def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:

@@ -83,7 +83,9 @@ class ChildProcess:
         log: Path,
         on_line: Callable[[bytes], None] | None = None,
     ) -> ChildProcess:
-        """Start a command whose output goes to `log`; with `on_line`, each line of its stdout goes there instead.
+        """Start a command whose output goes to `log`.
+
+        With `on_line`, each line of its stdout goes there instead, and `write_line` reaches its stdin.
 
         Raises:
             ProcessError: the command cannot be executed.
@@ -93,7 +95,7 @@ class ChildProcess:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *argv,
-                    stdin=asyncio.subprocess.DEVNULL,
+                    stdin=asyncio.subprocess.DEVNULL if on_line is None else asyncio.subprocess.PIPE,
                     stdout=output if on_line is None else asyncio.subprocess.PIPE,
                     stderr=output,
                     env=dict(environment),
@@ -111,6 +113,11 @@ class ChildProcess:
     def is_alive(self) -> bool:
         """Whether the command itself (not its children) still runs."""
         return self._process.returncode is None
+
+    def write_line(self, line: bytes) -> None:
+        """Write a line, its end included, to the stdin of a command that has one; nothing if it has ended."""
+        if self._process.stdin is not None and self.is_alive and not self._process.stdin.is_closing():
+            self._process.stdin.write(line)
 
     async def wait(self) -> int:
         """Wait for the command to end by itself; returns its exit code (negative: a signal)."""

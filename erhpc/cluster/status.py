@@ -33,7 +33,8 @@ class LevelResult:
     """The few numbers of a finished level that a live view shows."""
 
     level: int
-    users: int
+    users: int | None = None
+    rate_per_s: float | None = None
     requests_ok: int
     requests_failed: int
     output_tokens_per_s: float | None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -18,27 +21,35 @@ def format_number(value: float | None, scale: float = 1.0, digits: int = 0) -> s
     return "-" if value is None else f"{value * scale:,.{digits}f}"
 
 
+def describe_load(users: int | None, rate_per_s: float | None) -> str:
+    """The load of a level in words, the number right-aligned."""
+    return f"{users:>5} users" if users is not None else f"{rate_per_s or 0:>5g} req/s" if rate_per_s else "trace"
+
+
 def describe_level(level: LevelResult) -> str:
     """A finished level in one line."""
     mark = "" if level.valid else f"  INVALID: {'; '.join(level.invalid_reasons)}"
     return (
-        f"{level.users:>5} users  {format_number(level.output_tokens_per_s):>7} tok/s  "
+        f"{describe_load(level.users, level.rate_per_s)}  {format_number(level.output_tokens_per_s):>7} tok/s  "
         f"TTFT p50 {format_number(level.ttft_p50_s, 1e3)} p99 {format_number(level.ttft_p99_s, 1e3)} ms  "
         f"TPOT p50 {format_number(level.tpot_p50_s, 1e3, 1)} ms  "
         f"{level.requests_ok} ok, {level.requests_failed} failed{mark}"
     )
 
 
-def describe_progress(status: RunStatus) -> str:
-    """The running level in one line, "" between levels."""
-    progress = status.progress
+def describe_progress(progress: Mapping[str, Any] | None) -> str:
+    """The running level in one line, "" between levels; `progress` has the fields of `erhpc.load.progress`."""
     if not progress:
         return ""
-    ttft = format_number(progress.get("ttft_p50_s"), 1e3)
+    load = describe_load(progress.get("users"), progress.get("rate_per_s")).strip()
+    failed = f"{progress.get('requests_failed')} failed"
+    if progress.get("commonest_failure"):
+        failed += f" ({progress['commonest_failure']})"
     return (
-        f"{progress.get('users')} users, {progress.get('phase')} {progress.get('elapsed_s', 0):.0f} s: "
-        f"{format_number(progress.get('output_tokens_per_s'))} tok/s, TTFT p50 {ttft} ms, "
-        f"{progress.get('in_flight')} in flight, {progress.get('requests_failed')} failed"
+        f"{load}, {progress.get('phase')} {progress.get('elapsed_s', 0):.0f} s: "
+        f"{format_number(progress.get('output_tokens_per_s'))} tok/s, "
+        f"TTFT p50 {format_number(progress.get('ttft_p50_s'), 1e3)} ms, "
+        f"{progress.get('in_flight')} in flight, {failed}"
     )
 
 
@@ -115,7 +126,7 @@ def draw_status(title: str, status: RunStatus | None, queue: QueueState) -> Rend
     parts: list[RenderableType] = [head, _draw_replicas(status)]
     if status.levels:
         parts.append(_draw_levels(status))
-    if progress := describe_progress(status):
+    if progress := describe_progress(status.progress):
         parts.append(Text(f"  level {len(status.levels) + 1}/{status.num_levels}  {progress}", style="cyan"))
     return Group(*parts)
 
@@ -130,12 +141,12 @@ def _draw_replicas(status: RunStatus) -> Text:
 
 def _draw_levels(status: RunStatus) -> Table:
     table = Table(box=None, pad_edge=True)
-    for heading in ("users", "tok/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "ok", "failed"):
+    for heading in ("load", "tok/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "ok", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for level in status.levels:
         table.add_row(
-            str(level.users),
+            describe_load(level.users, level.rate_per_s).strip(),
             format_number(level.output_tokens_per_s),
             format_number(level.ttft_p50_s, 1e3),
             format_number(level.ttft_p99_s, 1e3),

@@ -87,14 +87,18 @@ class ExperimentConfig:
 class LoadTestConfig:
     """What `python -m erhpc.load` is told: a load on any OpenAI-compatible server, without router or scheduler."""
 
-    url: str = "???"
-    """Base URL of the server, http://host:port or https://host:port, with or without /v1."""
+    url: str
+    """Base URL of the server: http(s)://host:port, with or without /v1, or unix://<path, / as %2F>."""
     model: str | None = None
     """Model to ask for; null: the first one that /v1/models lists."""
     key: str | None = None
     """File that holds the bearer token; null: $OPENAI_API_KEY, or none."""
     name: str = "load"
     """Names the folder of results: <output_root>/<name>/<time>-<id>/."""
+    users: list[int] = field(default_factory=lambda: [1, 10, 100])
+    """Short for workload.users."""
+    rates_per_s: list[float] = field(default_factory=list)
+    """Short for workload.rates_per_s."""
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     slo: SloConfig = field(default_factory=SloConfig)

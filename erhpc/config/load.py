@@ -20,7 +20,7 @@ class LoadConfig:
     nodes: int = 0
     """Nodes of their own for clients; 0: they run on the first node, beside the gateway."""
     client: str = "native"
-    """native: erhpc's own streaming client; aiohttp: the reference it is tested against (slower, http only)."""
+    """native: erhpc's own streaming client; aiohttp: the reference it is tested against (slower)."""
     stamps: str = "auto"
     """Who stamps arrivals: kernel (plain HTTP over TCP on Linux), loop (the event loop), auto: kernel if possible."""
     calibrate: bool = True

@@ -12,6 +12,7 @@ import msgspec
 
 from erhpc.load.events import EventSplitter, EventTooLong
 from erhpc.load.exchange import Exchange
+from erhpc.load.template import FrameTemplate
 
 _DONE = b"[DONE]"
 
@@ -20,6 +21,7 @@ class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    refusal: str | None = None
     tool_calls: list[Any] | None = None
 
 
@@ -53,6 +55,12 @@ class AnswerReader:
         self._exchange = exchange
         self._events = EventSplitter()
         self._finish_reason: str | None = None
+        self._template: FrameTemplate | None = None
+
+    @property
+    def template(self) -> FrameTemplate | None:
+        """What the next frame may be compared with instead of being read; None where it must be read."""
+        return self._template if self._events.expects_event else None
 
     def read(self, data: bytes, arrived_ns: int) -> bool:
         """Take the piece that arrived at `arrived_ns`; True once the answer has ended, well or not."""
@@ -63,8 +71,10 @@ class AnswerReader:
             return True
         num_frames = self._exchange.num_frames
         over = any(map(self._take, events))
-        if self._exchange.num_frames > num_frames:
+        num_new = self._exchange.num_frames - num_frames
+        if num_new:
             self._exchange.arrivals_ns.append(arrived_ns)
+            self._exchange.num_coalesced += num_new > 1
         return over
 
     def end(self) -> None:
@@ -82,7 +92,12 @@ class AnswerReader:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._exchange.fail("malformed", f"a frame is not of the OpenAI protocol: {error}: {event[:200]!r}")
             return True
-        return self._take_frame(frame)
+        num_frames = self._exchange.num_frames
+        is_over = self._take_frame(frame)
+        # Several choices in one frame count several times, and a count of tokens changes with each: read those.
+        if self._template is None and self._exchange.num_frames == num_frames + 1 and frame.usage is None:
+            self._template = FrameTemplate.from_event(event) if len(frame.choices or ()) == 1 else None
+        return is_over
 
     def _take_frame(self, frame: _Frame) -> bool:
         if frame.error is not None or frame.object == "error":
@@ -101,7 +116,7 @@ def _carries_tokens(choice: _Choice) -> bool:
     delta = choice.delta
     if delta is None:
         return bool(choice.text)
-    return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
+    return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls)
 
 
 def _error_text(frame: _Frame) -> str:

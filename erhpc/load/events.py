@@ -22,6 +22,11 @@ class EventSplitter:
         self._rest = b""
         self._ended_in_cr = False
 
+    @property
+    def expects_event(self) -> bool:
+        """Whether an event begins with the next byte."""
+        return not self._rest and not self._ended_in_cr
+
     def feed(self, data: bytes) -> list[bytes]:
         """Data of the events that `data` completes, several lines joined by newlines. Raises EventTooLong."""
         if self._ended_in_cr or b"\r" in data:

@@ -31,8 +31,6 @@ class Exchange:
     """When the bytes of the request left; until then, when the client was asked to send it."""
     first_piece_ns: int | None = None
     """When the first piece of the answer's body came, for a live view; it need not carry a token."""
-    num_pieces: int = 0
-    """Pieces of the answer's body so far, for a live view; about one per token."""
     arrivals_ns: array[int] = field(default_factory=no_arrivals)
     """When each piece of the answer came that carried tokens; complete once the answer has ended."""
     num_frames: int = 0
@@ -68,8 +66,25 @@ class Exchange:
         return gaps_us
 
 
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long each part of a request may take, seconds; None: as long as the whole."""
+
+    total_s: float
+    connect_s: float
+    first_token_s: float | None = None
+    idle_s: float | None = None
+
+
 class StreamingClient(Protocol):
     """Sends requests and streams their answers; shared by all users of a process."""
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of answers that have come in so far, for a live view; about one per token."""
+
+    def take_delays_ns(self) -> array[int]:
+        """How long pieces lay in the kernel before they were read: samples since the last call, none if not known."""
 
     async def send(self, request: LoadRequest, exchange: Exchange) -> None:
         """Send `request`, stamp `exchange.sent_ns`, and fill in `exchange` until the answer ends or fails.

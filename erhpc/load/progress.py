@@ -1,4 +1,4 @@
-"""Rolling numbers of a level for a live view; not results, which come from records only.
+"""How a level goes right now, for a live view; not results, which come from records only.
 
 It does not know where the numbers are shown.
 """
@@ -6,24 +6,23 @@ It does not know where the numbers are shown.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from erhpc.load.exchange import Clock
-from erhpc.load.journal import Journal
+from erhpc.load.messages import Tally
 from erhpc.results.record import Phase
 
-PERIOD_S = 0.5
-"""How often progress is reported."""
 RATE_WINDOW_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How a level goes right now; a client prints one as a JSON line every PERIOD_S."""
+    """All client processes of a level together."""
 
     level: int
-    users: int
+    users: int | None
+    rate_per_s: float | None
     phase: Phase
     elapsed_s: float
     """Since the level began."""
@@ -31,46 +30,43 @@ class Progress:
     requests_ok: int
     requests_failed: int
     output_tokens_per_s: float
-    """Frames with tokens over the last RATE_WINDOW_S, per second."""
+    """Pieces of answers over the last RATE_WINDOW_S, per second."""
     ttft_p50_s: float | None
-    """Median over the requests in flight and the last ones that ended; None before the first token."""
+    """Median over the clients' medians; None before the first token."""
+    commonest_failure: str | None = None
 
 
-class ProgressMeter:
-    """Reads a level's journal now and then."""
+class RateMeter:
+    """Tokens per second over the last RATE_WINDOW_S."""
 
-    def __init__(self, level: int, users: int, journal: Journal, clock: Clock) -> None:
-        self._level = level
-        self._users = users
-        self._journal = journal
-        self._clock = clock
-        self._start_ns = clock()
-        self._counts: deque[tuple[int, int]] = deque([(self._start_ns, 0)])
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()
 
-    def sample(self) -> Progress:
-        """The numbers of now; the token rate is over the samples of the last RATE_WINDOW_S."""
-        now_ns = self._clock()
-        return Progress(
-            level=self._level,
-            users=self._users,
-            phase=self._journal.phase,
-            elapsed_s=(now_ns - self._start_ns) / 1e9,
-            in_flight=len(self._journal.in_flight),
-            requests_ok=self._journal.num_ok,
-            requests_failed=self._journal.num_failed,
-            output_tokens_per_s=self._tokens_per_s(now_ns),
-            ttft_p50_s=self._ttft_p50_s(),
-        )
-
-    def _tokens_per_s(self, now_ns: int) -> float:
-        self._counts.append((now_ns, self._journal.num_tokens_arrived))
-        while len(self._counts) > 2 and now_ns - self._counts[1][0] >= RATE_WINDOW_S * 1e9:
+    def add(self, time_s: float, tokens: int) -> float:
+        """Note how many tokens have come in all; returns the rate."""
+        self._counts.append((time_s, tokens))
+        while len(self._counts) > 2 and time_s - self._counts[1][0] >= RATE_WINDOW_S:
             self._counts.popleft()
-        (first_ns, first), (last_ns, last) = self._counts[0], self._counts[-1]
-        return (last - first) / (last_ns - first_ns) * 1e9 if last_ns > first_ns else 0.0
+        (first_s, first), (last_s, last) = self._counts[0], self._counts[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 
-    def _ttft_p50_s(self) -> float | None:
-        exchanges = [exchange for exchange in self._journal.in_flight.values() if exchange.arrivals_ns]
-        ttfts_ns = [exchange.arrivals_ns[0] - exchange.sent_ns for exchange in exchanges]
-        ttfts_ns.extend(self._journal.recent_ttfts_ns)
-        return median(ttfts_ns) / 1e9 if ttfts_ns else None
+
+def merge_tallies(
+    tallies: Sequence[Tally], *, level: int, users: int | None, rate_per_s: float | None, tokens_per_s: float
+) -> Progress:
+    """What the clients of a level say, as one; `tallies` has at least one."""
+    ttfts_s = [tally.ttft_p50_s for tally in tallies if tally.ttft_p50_s is not None]
+    failures = [tally.commonest_failure for tally in tallies if tally.commonest_failure]
+    return Progress(
+        level=level,
+        users=users,
+        rate_per_s=rate_per_s,
+        phase=tallies[0].phase,
+        elapsed_s=max(tally.elapsed_s for tally in tallies),
+        in_flight=sum(tally.in_flight for tally in tallies),
+        requests_ok=sum(tally.requests_ok for tally in tallies),
+        requests_failed=sum(tally.requests_failed for tally in tallies),
+        output_tokens_per_s=tokens_per_s,
+        ttft_p50_s=median(ttfts_s) if ttfts_s else None,
+        commonest_failure=failures[0] if failures else None,
+    )

@@ -1,7 +1,7 @@
-"""One user of a closed loop: sends a request, streams the answer, records it, thinks, repeats.
+"""One user: sends a request, streams the answer, records it, thinks, repeats.
 
-A user does not know the level's plan: it goes on until it is dismissed (ends after its answer) or its task is
-cancelled (breaks its answer off). Either way each request it began has exactly one record.
+In a closed loop a user goes on until dismissed; in an open loop it is one conversation, begun on schedule. Either
+way each request it began has exactly one record, also when its task is cancelled.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from numpy.random import PCG64, Generator, SeedSequence
+
+from erhpc.load.arrivals import draw_think_time_s
 from erhpc.load.exchange import Clock, Exchange, StreamingClient
 from erhpc.load.journal import Journal
 from erhpc.load.requests import LoadRequest, RequestSource
 from erhpc.plan.specs import ClientSpec
-from erhpc.results.record import Phase, RequestRecord, Status
+from erhpc.results.record import RequestRecord, Status
 
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0
+_THINKING = (0, 1)
+"""Ends the spawn key of the random stream that the pauses come from; the requests have their own."""
 
 
 class User:
@@ -37,15 +42,30 @@ class User:
         self._client = client
         self._journal = journal
         self._clock = clock
+        self._is_scheduled = spec.workload.arrivals.is_open
+        self._random: Generator | None = None
+        self._upcoming: LoadRequest | None = None
         self._dismissed = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._awake.set()
         self._failures_in_row = 0
 
+    def prepare(self, lengths: tuple[int, int] | None = None) -> None:
+        """Make the next request ready; `lengths` are the tokens of prompt and answer that a trace gives it."""
+        if self._upcoming is None:
+            self._upcoming = self._source.draw(lengths)
+
     async def live(self, start_ns: int) -> None:
-        """Send requests, the first at `start_ns`, until dismissed or cancelled."""
+        """Send requests, the first at `start_ns`, until dismissed, cancelled, or done with the conversation."""
         due_ns = start_ns
         try:
-            while await self._reach(due_ns):
-                record = await self._ask(self._source.draw(), due_ns)
+            while (reached_ns := await self._reach(due_ns)) is not None:
+                self.prepare()
+                request, self._upcoming = self._upcoming, None
+                assert request is not None  # prepare made it
+                record = await self._ask(request, reached_ns)
+                if self._is_scheduled and (request.is_last_turn or record.status != "ok"):
+                    return
                 due_ns = record.end_monotonic_ns + round(self._pause_s(record.status) * 1e9)
         finally:
             self._journal.leave(self._number)
@@ -53,56 +73,82 @@ class User:
     def dismiss(self) -> None:
         """Send no further request; a pause ends at once, an answer in flight goes on."""
         self._dismissed.set()
+        self._awake.set()
 
-    async def _reach(self, due_ns: int) -> bool:
-        """Wait until `due_ns`; False if the user was dismissed before."""
+    def rest(self) -> None:
+        """Send no further request until woken."""
+        self._awake.clear()
+
+    def wake(self) -> None:
+        """Go on after a rest; what would have been due meanwhile is due now."""
+        self._awake.set()
+
+    async def _reach(self, due_ns: int) -> int | None:
+        """Wait until `due_ns` and until awake; returns when the request was due, None if dismissed before."""
         pause_s = (due_ns - self._clock()) / 1e9
         if pause_s > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._dismissed.wait()
-        return not self._dismissed.is_set()
+        if not self._awake.is_set():
+            await self._awake.wait()
+            due_ns = self._clock()
+        return None if self._dismissed.is_set() else due_ns
 
     async def _ask(self, request: LoadRequest, due_ns: int) -> RequestRecord:
         """Send one request and keep its record, also when this task is cancelled meanwhile."""
-        phase = self._journal.phase
         exchange = Exchange(sent_ns=self._clock())
         self._journal.open(self._number, exchange)
+        if not (self._is_scheduled and request.is_last_turn):
+            # Runs once the request has left: the next one is ready when this answer ends.
+            asyncio.get_running_loop().call_soon(self.prepare)
         try:
             await self._client.send(request, exchange)
         except asyncio.CancelledError:
             exchange.fail("cancelled", "cut at the end of the level, before the answer ended")
             raise
         finally:
-            record = self._record(request, exchange, phase, due_ns)
+            record = self._record(request, exchange, due_ns)
             self._journal.close(record)
         return record
 
     def _pause_s(self, status: Status) -> float:
         """Think time after an answer; after failures a longer one, so that an error storm is bounded."""
         self._failures_in_row = 0 if status == "ok" else self._failures_in_row + 1
-        if status == "ok":
-            return self._spec.workload.think_time_s
-        return backoff_s(self._failures_in_row)
+        if status != "ok":
+            return backoff_s(self._failures_in_row)
+        think_time = self._spec.workload.think_time
+        if not think_time.mean_s:
+            return 0.0
+        if self._random is None:
+            self._random = Generator(PCG64(SeedSequence(self._spec.seed, spawn_key=(self._number, *_THINKING))))
+        return draw_think_time_s(think_time, self._random)
 
-    def _record(self, request: LoadRequest, exchange: Exchange, phase: Phase, due_ns: int) -> RequestRecord:
+    def _record(self, request: LoadRequest, exchange: Exchange, due_ns: int) -> RequestRecord:
         direct = self._spec.direct
         arrivals_ns = exchange.arrivals_ns
         return RequestRecord(
             request_id=f"{self._spec.level}-{self._number}-{request.sequence}",
-            phase=phase,
+            phase=self._journal.phase(due_ns),
+            worker=self._spec.worker,
             user=self._number,
             sequence=request.sequence,
+            turn=request.turn,
             prompt_id=request.prompt_id,
             domain=request.domain,
             expert=exchange.expert or (direct.expert if direct else None),
             replica=exchange.replica or (direct.replica if direct else None),
             scheduled_monotonic_ns=due_ns,
             sent_monotonic_ns=exchange.sent_ns,
+            latency_from="scheduled" if self._is_scheduled else "sent",
+            stamped_by=exchange.stamped_by,
             first_token_monotonic_ns=arrivals_ns[0] if arrivals_ns else None,
             last_token_monotonic_ns=arrivals_ns[-1] if arrivals_ns else None,
             end_monotonic_ns=self._clock(),
             token_gaps_us=exchange.gaps_us(),
+            frames=exchange.num_frames,
+            coalesced=exchange.num_coalesced,
+            new_connection=exchange.new_connection,
             tokens_in=exchange.tokens_in,
             tokens_out=exchange.num_frames if exchange.tokens_out is None else exchange.tokens_out,
             max_tokens=request.max_tokens,

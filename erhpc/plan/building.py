@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from erhpc.config import ExperimentConfig
+from erhpc.errors import PlacementError
 from erhpc.plan import commands
 from erhpc.plan.duration import load_timeout_s, plan_duration, plan_levels
 from erhpc.plan.gpus import find_gpu
@@ -28,6 +29,7 @@ class _Layout:
     fits: dict[str, MemoryFit]
     ports: PortMap
     engine_ports: int
+    client_nodes: tuple[int, ...]
 
 
 def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -> Plan:
@@ -38,7 +40,7 @@ def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -
     """
     layout = _lay_out(experiment, setting)
     replicas = _plan_replicas(experiment, layout)
-    levels = plan_levels(experiment.workload)
+    levels = plan_levels(experiment.workload, experiment.search)
     load_limit_s = max(replica.load_timeout_s for replica in replicas)
     duration = plan_duration(experiment, levels, load_limit_s, emulated=setting.engine == "emulated")
     processes = _plan_processes(experiment, setting, layout, replicas, python)
@@ -72,12 +74,32 @@ def _lay_out(experiment: ExperimentConfig, setting: Setting) -> _Layout:
         experiment.experts,
         experiment.placement,
         gpus_per_node=setting.gpus_per_node if on_gpus else 0,
-        max_nodes=experiment.cluster.max_nodes,
+        max_nodes=_count_expert_nodes(experiment),
         on_gpus=on_gpus,
     )
     engine_ports = ENGINE_PORTS if setting.engine == "vllm" else 0
     ports = build_port_map(experiment.cluster.ports, num_replicas=len(placed), engine_ports=engine_ports)
-    return _Layout(num_nodes=num_nodes, placed=placed, fits=fits, ports=ports, engine_ports=engine_ports)
+    client_nodes = tuple(range(num_nodes, num_nodes + experiment.load.nodes)) or (0,)
+    return _Layout(
+        num_nodes=num_nodes + experiment.load.nodes,
+        placed=placed,
+        fits=fits,
+        ports=ports,
+        engine_ports=engine_ports,
+        client_nodes=client_nodes,
+    )
+
+
+def _count_expert_nodes(experiment: ExperimentConfig) -> int:
+    """Most nodes that experts may take, the clients' own nodes set aside."""
+    num_nodes = experiment.cluster.max_nodes - experiment.load.nodes
+    if num_nodes < 1:
+        raise PlacementError(
+            f"load.nodes={experiment.load.nodes} leaves no node for the experts: cluster.max_nodes="
+            f"{experiment.cluster.max_nodes}. Raise cluster.max_nodes, or set load.nodes=0: clients then share the "
+            "first node."
+        )
+    return num_nodes
 
 
 def _plan_replicas(experiment: ExperimentConfig, layout: _Layout) -> tuple[PlannedReplica, ...]:
@@ -117,10 +139,13 @@ def _plan_processes(
     routed = experiment.router.policy != "none"
     if routed:
         processes.append(commands.command_gateway(experiment, replicas, GATEWAY_PORT, python))
-    processes.extend(
-        commands.command_client(experiment, replicas, level, GATEWAY_PORT if routed else None, python)
-        for level in range(len(experiment.workload.users))
-    )
+    if experiment.load.calibrate:
+        processes.append(commands.command_calibration(experiment, layout.client_nodes[0], python))
+    for level in range(len(plan_levels(experiment.workload, experiment.search))):
+        for worker in range(experiment.load.num_workers):
+            node = layout.client_nodes[worker % len(layout.client_nodes)]
+            port = GATEWAY_PORT if routed else None
+            processes.append(commands.command_client(experiment, replicas, level, worker, node, port, python))
     return tuple(processes)
 
 
@@ -137,8 +162,9 @@ def _count_cpus(
 ) -> int:
     if experiment.cluster.cpus_per_node is not None:
         return experiment.cluster.cpus_per_node
-    # Clients run one after the other, so all levels together count as one process.
-    per_node = Counter({process.node: 0 for process in processes})
-    per_node.update(process.node for process in processes if process.kind != "client")
-    per_node[0] += 1
+    # Levels run one after the other, so the first one's clients count for all.
+    per_node: Counter[int] = Counter()
+    per_node.update(
+        process.node for process in processes if process.level in (None, 0) and process.kind != "calibration"
+    )
     return max(CPUS_PER_GPU * gpus_per_node if setting.requests_gpus else 0, *per_node.values())

@@ -15,9 +15,9 @@ from erhpc.config import AUTO_MODEL, ExperimentConfig
 from erhpc.plan.memory import CPU_KV_BYTES
 from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
 from erhpc.plan.ports import ENGINE_PORTS
-from erhpc.plan.specs import ClientSpec, EmulatedExpertSpec, Endpoint, GatewaySpec
+from erhpc.plan.specs import CalibrationSpec, ClientSpec, EmulatedExpertSpec, Endpoint, GatewaySpec
 from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
-from erhpc.results.paths import FIRST_CLIENT, RunPaths
+from erhpc.results.paths import RunPaths
 
 RUN = RunPaths(Path("{run}"))
 """The run folder as a placeholder."""
@@ -129,25 +129,35 @@ def command_client(
     experiment: ExperimentConfig,
     replicas: tuple[PlannedReplica, ...],
     level: int,
+    worker: int,
+    node: int,
     gateway_port: int | None,
     python: str,
 ) -> PlannedProcess:
-    """The client of one level, on the first node; without a gateway it asks the one replica."""
+    """One client process of one level; without a gateway it asks the one replica."""
     direct = None if gateway_port is not None else _endpoint(replicas[0])
     spec = ClientSpec(
         url=direct.url if direct else f"http://{{address0}}:{{port{gateway_port}}}",
         model=direct.model if direct else AUTO_MODEL,
         level=level,
-        users=experiment.workload.users[level],
+        worker=worker,
+        num_workers=experiment.load.num_workers,
         workload=experiment.workload,
+        load=experiment.load,
         # A seed per level: no level repeats the order of prompts of another.
         seed=experiment.seed * SEED_STRIDE + level,
-        output=str(RUN.part(level, FIRST_CLIENT)),
+        output=str(RUN.part(level, worker)),
         direct=direct,
         key_file=KEY_FILE,
     )
-    process = _own_process(f"client-{level:03d}", "client", 0, spec, python)
-    return replace(process, stop_timeout_s=CLIENT_STOP_S)
+    process = _own_process(f"client-{level:03d}-{worker}", "client", node, spec, python)
+    return replace(process, stop_timeout_s=CLIENT_STOP_S, level=level)
+
+
+def command_calibration(experiment: ExperimentConfig, node: int, python: str) -> PlannedProcess:
+    """The process that measures the client against a null expert, where clients will run."""
+    spec = CalibrationSpec(load=experiment.load, output=str(RUN.calibration))
+    return _own_process("calibration", "calibration", node, spec, python)
 
 
 def _own_process(name: str, kind: Any, node: int, spec: object, python: str) -> PlannedProcess:

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from erhpc.config import EngineConfig, ExperimentConfig, WorkloadConfig
+from erhpc.config import EngineConfig, ExperimentConfig, SearchConfig, WorkloadConfig
 from erhpc.errors import PlacementError
+from erhpc.plan.levels import list_points
 from erhpc.plan.plan import PlannedLevel
 
 LEVEL_OVERHEAD_S = 3.0
 """Starting a client and saving its records."""
+CALIBRATION_S = 8.0
+"""Measuring the client itself."""
 MARGIN_S = 120.0
 """Starting agents, stopping processes, and slack of the file system."""
 EXPECTED_DRAIN_S = 10.0
+EXPECTED_WARMUP_S = 15.0
+"""Until a level can be told to be steady, as seen in closed loops of 1 to 1,000 users."""
 ENGINE_START_S = 60.0
 """vLLM's imports, compilation and graph capture, seen from 30 s up."""
 
 
-def plan_levels(workload: WorkloadConfig) -> tuple[PlannedLevel, ...]:
-    """The levels in order, each with its expected and longest duration in seconds."""
-    expected_s = workload.warmup_s + workload.measure_s + min(workload.drain_s, EXPECTED_DRAIN_S) + LEVEL_OVERHEAD_S
+def plan_levels(workload: WorkloadConfig, search: SearchConfig) -> tuple[PlannedLevel, ...]:
+    """The levels in order, each with its expected and longest duration in seconds; as many as a search may take."""
+    points = list_points(workload, search) or (None,) * search.max_levels
+    expected_s = (
+        max(workload.warmup_s, min(EXPECTED_WARMUP_S, workload.warmup_max_s))
+        + workload.measure_s
+        + min(workload.drain_s, EXPECTED_DRAIN_S)
+        + LEVEL_OVERHEAD_S
+    )
     limit_s = workload.warmup_max_s + workload.measure_s + workload.drain_s + LEVEL_OVERHEAD_S
     return tuple(
-        PlannedLevel(level=level, users=users, expected_s=expected_s, limit_s=limit_s)
-        for level, users in enumerate(workload.users)
+        PlannedLevel(level=level, point=point, expected_s=expected_s, limit_s=limit_s)
+        for level, point in enumerate(points)
     )
 
 
@@ -50,6 +61,7 @@ def plan_duration(
         PlacementError: even the expected duration is beyond the site's time limit.
     """
     load_s = 2.0 if emulated else ENGINE_START_S + (load_limit_s - experiment.engine.ready_timeout_s)
+    load_s += CALIBRATION_S if experiment.load.calibrate else 0.0
     expected_s = load_s + sum(level.expected_s for level in levels)
     walltime_s = load_limit_s + sum(level.limit_s for level in levels) + MARGIN_S + experiment.cluster.signal_delay_s
     limit_min = experiment.cluster.time_limit_min

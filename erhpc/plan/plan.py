@@ -12,11 +12,12 @@ import msgspec
 
 from erhpc.config import ExperimentConfig
 from erhpc.errors import SchemaMismatch
+from erhpc.plan.levels import LoadPoint
 from erhpc.plan.memory import MemoryFit
 from erhpc.plan.placement import Leg
 from erhpc.plan.ports import PortMap
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class PlannedProcess:
     """One process: its node, its exact command and what it needs before it may start."""
 
     name: str
-    kind: Literal["expert", "gateway", "client"]
+    kind: Literal["expert", "gateway", "client", "calibration"]
     node: int
     argv: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
@@ -60,6 +61,8 @@ class PlannedProcess:
     """None: being started is enough."""
     stop_timeout_s: float = 10.0
     replica: str | None = None
+    level: int | None = None
+    """Of a client: the level it makes the load of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,8 @@ class PlannedLevel:
     """One load level and the longest it may take."""
 
     level: int
-    users: int
+    point: LoadPoint | None
+    """The load; None if a search decides it once the levels before are measured."""
     expected_s: float
     limit_s: float
 
@@ -125,9 +129,14 @@ class Plan:
         """The gateway's process, None when users talk to the one replica directly."""
         return next((process for process in self.processes if process.kind == "gateway"), None)
 
-    def client(self, level: int) -> PlannedProcess:
-        """The client process of one level."""
-        return self.process(f"client-{level:03d}")
+    @property
+    def calibration(self) -> PlannedProcess | None:
+        """The process that measures the client itself before the first level, None if the plan has none."""
+        return next((process for process in self.processes if process.kind == "calibration"), None)
+
+    def clients(self, level: int) -> tuple[PlannedProcess, ...]:
+        """The client processes of one level, in the order of their numbers."""
+        return tuple(process for process in self.processes if process.level == level)
 
     def to_json(self) -> bytes:
         """Serialise, indented for people."""

@@ -71,12 +71,24 @@ def _draw_replicas(plan: Plan) -> Table:
 
 def _draw_levels(plan: Plan) -> Text:
     workload = plan.experiment.workload
-    users = ", ".join(str(level.users) for level in plan.levels)
     longest_s = max(level.limit_s for level in plan.levels)
     return Text(
-        f"levels: {users} users; warm-up {workload.warmup_s:g} s, window {workload.measure_s:g} s; "
+        f"levels: {_describe_points(plan)}; warm-up {workload.warmup_s:g} s, window {workload.measure_s:g} s; "
         f"at most {longest_s:.0f} s each"
     )
+
+
+def _describe_points(plan: Plan) -> str:
+    search = plan.experiment.search
+    if search.kind != "none":
+        return f"at most {len(plan.levels)}, in search of the largest {search.kind} that meets the SLO"
+    points = [level.point for level in plan.levels if level.point is not None]
+    if all(point.users is not None for point in points):
+        return f"{', '.join(str(point.users) for point in points)} users"
+    if all(point.rate_per_s is not None for point in points):
+        arrivals = plan.experiment.workload.arrivals.kind
+        return f"{', '.join(f'{point.rate_per_s:g}' for point in points)} requests/s ({arrivals})"
+    return ", ".join(point.describe() for point in points)
 
 
 def _draw_cost(plan: Plan) -> Text:

@@ -62,6 +62,15 @@ class GatewaySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationSpec:
+    """Measures the client of `load` against a null expert on this machine."""
+
+    load: LoadConfig
+    output: str
+    """Where the Calibration goes (JSON)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientSpec:
     """One client process at one level: whom it asks, what, and where its part goes.
 

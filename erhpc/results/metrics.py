@@ -132,8 +132,13 @@ def sent_in_window(part: ClientPart) -> list[RequestRecord]:
 
 
 def finished_well(records: Iterable[RequestRecord]) -> list[RequestRecord]:
-    """Those of `records` whose answer is complete; of those sent in the window: the population of latencies."""
+    """Those of `records` whose answer is complete."""
     return [record for record in records if record.status == "ok"]
+
+
+def measured_records(part: ClientPart) -> list[RequestRecord]:
+    """The population of latencies: requests sent in the window that finished well."""
+    return finished_well(sent_in_window(part))
 
 
 def window_s(part: ClientPart) -> float:

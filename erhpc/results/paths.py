@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-FIRST_CLIENT = "client-0"
-
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -65,6 +63,16 @@ class RunPaths:
         return self.root / "gateway.prom"
 
     @property
+    def calibration(self) -> Path:
+        """What the client costs and how far its own stamps are off, measured before the first level (JSON)."""
+        return self.root / "calibration.json"
+
+    @property
+    def search(self) -> Path:
+        """What a search for the largest load found, with every level it tried (JSON)."""
+        return self.root / "search.json"
+
+    @property
     def artefact(self) -> Path:
         """The router's classifier."""
         return self.root / "router"
@@ -101,6 +109,6 @@ class RunPaths:
         """The synthetic model directory of one expert."""
         return self.root / "models" / expert
 
-    def part(self, level: int, client: str) -> Path:
-        """Records that one client wrote for one level (Parquet)."""
-        return self.parts / f"level-{level:03d}-{client}.parquet"
+    def part(self, level: int, worker: int) -> Path:
+        """Records that one client process wrote for one level (Parquet)."""
+        return self.parts / f"level-{level:03d}-client-{worker}.parquet"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -151,6 +152,29 @@ def read_levels(run: Path) -> pd.DataFrame:
     for name in ("invalid_reasons", "client_lag_histogram"):
         frame[name] = [list(values) for values in frame[name]]
     return frame
+
+
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The columns `names` of any Parquet file, erhpc's or not, by name; null becomes NaN in a column of numbers.
+
+    Raises:
+        InputError: there is no such file, it is no Parquet, or it lacks a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            missing = [name for name in names if name not in known]
+            if missing:
+                raise InputError(
+                    f"{path} has no column {', '.join(missing)}. Needed: {', '.join(names)}; it has: "
+                    f"{', '.join(known) or 'none'}. Rename its columns or give another file."
+                )
+            table = file.read(columns=list(names))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} (looked for at {path.absolute()}) does not exist. Give a Parquet file.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is no readable Parquet file: {error}. Give a Parquet file.") from error
+    return {name: np.asarray(table.column(name).to_numpy()) for name in names}
 
 
 def _check_level_is_new(path: Path, level: int) -> None:

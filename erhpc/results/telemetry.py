@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from math import ceil
 
@@ -60,6 +61,13 @@ class TimedValues:
         values = sorted(self._values_since(since_s))
         return values[max(ceil(share * len(values)), 1) - 1] if values else 0.0
 
+    def histogram(self, bounds: Sequence[float], since_s: float) -> list[int]:
+        """How many of the values since `since_s` are at most each bound and above the one before; then the rest."""
+        counts = [0] * (len(bounds) + 1)
+        for value in self._values_since(since_s):
+            counts[bisect_left(bounds, value)] += 1
+        return counts
+
     def _values_since(self, since_s: float) -> Iterator[float]:
         oldest = max(self._num_added - self._capacity, 0)
         for number in range(self._num_added - 1, oldest - 1, -1):
@@ -101,6 +109,10 @@ class LoopLag:
     def p99_s(self, window_s: float) -> float:
         """99th percentile of the lag over the last `window_s` seconds (at most KEEP_S), in seconds."""
         return self._lags_s.quantile(0.99, self._clock() - window_s)
+
+    def histogram(self, window_s: float, bounds_s: Sequence[float]) -> list[int]:
+        """Probes of the last `window_s` seconds by their lag: up to each bound, and above the last one."""
+        return self._lags_s.histogram(bounds_s, self._clock() - window_s)
 
     async def _probe(self) -> None:
         due_s = self._clock() + INTERVAL_S

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from erhpc.load.level import run_level
 
 from erhpc.config import LengthConfig, WorkloadConfig
 from erhpc.corpus.prompts import Prompt
 from erhpc.errors import ConfigError
-from erhpc.load.level import run_level
 from erhpc.load.progress import Progress
 from erhpc.load.requests import RequestSource
 from erhpc.load.streaming import AiohttpClient

@@ -31,10 +31,10 @@ HOMES = {
     "submitit": {"erhpc/cluster/submission.py", "jobs/node_agent.py"},
     "hydra": {"erhpc/composition.py"},
     "omegaconf": {"erhpc/composition.py"},
-    "pyarrow": {"erhpc/results/store.py"},
+    "pyarrow": {"erhpc/corpus/dataset.py", "erhpc/results/store.py"},
     "sklearn": {"erhpc/routing/fitting.py"},
     "matplotlib": {"erhpc/report/figures.py"},
-    "tokenizers": {"erhpc/experts/model_directory.py"},
+    "tokenizers": {"erhpc/experts/model_directory.py", "erhpc/load/tokenizer.py"},
     "uvloop": {"jobs/process.py"},
     "vllm": set(),
 }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from erhpc.config import LengthConfig
+from erhpc.errors import ConfigError
 from erhpc.load.lengths import draw_tokens
 
 
@@ -34,3 +35,21 @@ def test_a_lognormal_length_has_the_spread_that_was_asked_for():
 def test_a_lognormal_length_stays_within_its_bounds():
     lengths = drawn(LengthConfig(kind="lognormal", mean=50, sigma=2.0, low=10, high=100))
     assert (lengths.min(), lengths.max()) == (10, 100)
+
+
+@pytest.mark.parametrize(("traced", "expected"), [(0, 5), (5, 5), (64, 64), (101, 100)])
+def test_a_traced_length_is_that_of_the_row_within_its_bounds(traced, expected):
+    random = np.random.default_rng(7)
+    before = random.bit_generator.state
+
+    assert draw_tokens(LengthConfig(kind="trace", low=5, high=100), random, traced) == expected
+    assert random.bit_generator.state == before
+
+
+def test_a_row_of_a_trace_changes_no_other_kind_of_length():
+    assert draw_tokens(LengthConfig(mean=64), np.random.default_rng(7), 3) == 64
+
+
+def test_a_traced_length_without_a_row_is_refused_with_what_to_set():
+    with pytest.raises(ConfigError, match=r"Set workload\.trace=FILE"):
+        draw_tokens(LengthConfig(kind="trace"), np.random.default_rng(7))

@@ -7,7 +7,8 @@ from collections import Counter
 import msgspec
 import pytest
 
-from erhpc.corpus.prompts import Prompt, demo_text, read_prompts
+from erhpc.corpus.domains import check_domains, group_by_domain
+from erhpc.corpus.prompts import Prompt, demo_text, hash_source, read_prompts
 from erhpc.errors import ConfigError, InputError
 
 
@@ -79,12 +80,41 @@ def test_a_byte_order_mark_is_ignored(write):
     assert read_prompts(write(b'\xef\xbb\xbf{"prompt": "one"}'))[0].text == "one"
 
 
-@pytest.mark.parametrize("keys", [("conversations", "from", "value", "human"), ("messages", "role", "content", "user")])
-def test_a_conversation_gives_its_first_human_turn(write, keys):
-    turns, speaker, content, human = keys
-    said = [(human, " "), ("system", "Be brief."), ("gpt", "Hello!"), (human, "Why?"), (human, "And then?")]
-    source = write([{"id": "c1", turns: [{speaker: who, content: text} for who, text in said]}])
-    assert read_prompts(source, "sharegpt") == [Prompt("c1", "", "Why?")]
+KEYS = [("conversations", "from", "value", "human", "gpt"), ("messages", "role", "content", "user", "assistant")]
+
+
+@pytest.fixture(params=KEYS, ids=["sharegpt", "chat"])
+def record(request, write):
+    """Write a file of one conversation `c1`, given as (speaker, text) with H for the human and A for who answers."""
+    turns, speaker, content, human, answering = request.param
+
+    def write_conversation(*said):
+        names = {"H": human, "A": answering}
+        turns_said = [{speaker: names.get(who, who), content: text} for who, text in said]
+        return write([{"id": "c1", "domain": "law", turns: turns_said}])
+
+    return write_conversation
+
+
+def test_a_conversation_begins_with_its_first_human_turn(record):
+    source = record(("H", " "), ("system", "Be brief."), ("A", "Hello!"), ("H", "Why?"))
+    assert read_prompts(source, "sharegpt") == [Prompt("c1", "law", "Why?")]
+
+
+def test_a_conversation_keeps_its_later_turns_and_the_answers_to_each(record):
+    [prompt] = read_prompts(record(("H", "Why?"), ("A", "So."), ("H", "And?"), ("A", "Thus.")), "sharegpt")
+    assert prompt == Prompt("c1", "law", "Why?", later=("And?",), answers=("So.", "Thus."))
+    assert prompt.turns == ("Why?", "And?")
+
+
+def test_a_turn_that_nobody_answered_has_an_empty_answer(record):
+    [prompt] = read_prompts(record(("H", "Why?"), ("H", "Well?"), ("A", "So."), ("H", "Oh.")), "sharegpt")
+    assert prompt == Prompt("c1", "law", "Why?", later=("Well?", "Oh."), answers=("", "So.", ""))
+
+
+def test_answers_in_a_row_are_one(record):
+    [prompt] = read_prompts(record(("H", "Why?"), ("A", "So."), ("A", "And so."), ("tool", "7")), "sharegpt")
+    assert prompt.answers == ("So.\n\nAnd so.",)
 
 
 def test_conversations_without_a_human_turn_are_skipped_and_keep_their_number(write):
@@ -145,5 +175,22 @@ def test_a_malformed_sharegpt_file_says_which_entry_is_wrong(write, content, pro
 
 
 def test_an_unknown_format_is_an_error_that_lists_the_formats():
-    with pytest.raises(ConfigError, match=r"'csv' is not known\. Allowed: jsonl, sharegpt"):
+    with pytest.raises(ConfigError, match=r"'csv' is not known\. Allowed: jsonl, sharegpt, dataset"):
         read_prompts("prompts.csv", "csv")
+
+
+def test_prompts_are_grouped_by_domain_in_the_order_of_names():
+    math, law, bare = Prompt("1", "math", "m"), Prompt("2", "law", "l"), Prompt("3", "", "b")
+    groups = group_by_domain([math, law, bare, math])
+    assert list(groups.items()) == [("", [bare]), ("law", [law]), ("math", [math, math])]
+
+
+def test_a_share_of_a_domain_without_a_prompt_is_refused_with_the_domains_there_are():
+    prompts = [Prompt("1", "math", "m"), Prompt("2", "law", "l")]
+    check_domains(["law"], prompts)
+    with pytest.raises(InputError, match=r"workload\.mixture: no prompt is of domain chess\..*have: law, math\."):
+        check_domains(["law", "chess"], prompts)
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(write):
+    assert hash_source(write("abc")) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

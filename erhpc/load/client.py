@@ -1,0 +1,25 @@
+"""Which streaming client a configuration asks for."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from erhpc.config import LoadConfig, WorkloadConfig
+from erhpc.load.exchange import Patience, StreamingClient
+from erhpc.load.native import NativeClient
+from erhpc.load.streaming import AiohttpClient
+
+
+def make_client(
+    url: str, workload: WorkloadConfig, load: LoadConfig, key: str | None
+) -> AbstractAsyncContextManager[StreamingClient]:
+    """The client that `load` names, for requests to `url`. Raises ConfigError if it cannot ask there."""
+    patience = Patience(
+        total_s=workload.timeout_s,
+        connect_s=workload.connect_timeout_s,
+        first_token_s=workload.first_token_timeout_s,
+        idle_s=workload.idle_timeout_s,
+    )
+    if load.client == "aiohttp":
+        return AiohttpClient(url, patience=patience, key=key)
+    return NativeClient(url, patience=patience, key=key, stamps=load.stamps)

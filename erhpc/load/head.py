@@ -1,0 +1,93 @@
+"""The head of an HTTP/1.1 response, and what it says about the body that follows. Pure.
+
+Source: RFC 9112 (HTTP/1.1), sections 2 to 6; it reads as a client must and refuses what could be read in two ways.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Framing = Literal["chunked", "length", "close"]
+MAX_HEAD_BYTES = 64 * 1024
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n]*?)[ \t]*")
+_BODILESS = (204, 304)
+
+
+class HeadError(Exception):
+    """Bytes that are no head of an HTTP/1.1 response."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """Status and fields (names in lower case; fields given twice joined by commas)."""
+
+    status: int
+    fields: dict[str, str]
+    framing: Framing
+    length_bytes: int
+    """Of the body, where framing is `length`."""
+    keeps_alive: bool
+
+    @property
+    def is_interim(self) -> bool:
+        """1xx: the real response follows."""
+        return 100 <= self.status < 200
+
+    @property
+    def content_type(self) -> str:
+        """Media type without parameters, in lower case; empty if none is given."""
+        return self.fields.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def find_head_end(data: bytes) -> int:
+    """Where the body begins in `data`, 0 if the head is not complete. Raises HeadError if it is too long."""
+    end = data.find(b"\r\n\r\n") + 4
+    if end < 4:
+        end = data.find(b"\n\n") + 2  # a lone LF ends a line too (RFC 9112, section 2.2)
+        end = 0 if end < 2 else end
+    if max(end, len(data) if not end else 0) > MAX_HEAD_BYTES:
+        raise HeadError(f"the head of the response is longer than {MAX_HEAD_BYTES} bytes")
+    return end
+
+
+def parse_head(data: bytes) -> ResponseHead:
+    """Read a complete head, its empty line included.
+
+    Raises:
+        HeadError: it is malformed, or its framing is ambiguous.
+    """
+    first, *lines = data.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+    status_line = _STATUS_LINE.fullmatch(first)
+    if status_line is None:
+        raise HeadError(f"no HTTP/1.1 status line: {first[:80]!r}")
+    fields: dict[str, str] = {}
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise HeadError(f"no header field: {line[:80]!r}")
+        name, value = field[1].decode().lower(), field[2].decode("latin-1")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return _describe(int(status_line[2]), status_line[1] == b"1", fields)
+
+
+def _describe(status: int, is_http_1_1: bool, fields: dict[str, str]) -> ResponseHead:
+    options = {option.strip() for option in fields.get("connection", "").lower().split(",")}
+    keeps_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
+    coding = fields.get("transfer-encoding")
+    if 100 <= status < 200 or status in _BODILESS:
+        return ResponseHead(status, fields, "length", 0, keeps_alive)
+    if coding is not None:
+        if coding.lower() != "chunked":
+            raise HeadError(f"transfer-encoding {coding!r} is not known; allowed: chunked")
+        # A length beside it would be a second opinion on where the body ends: chunked wins, the connection ends.
+        return ResponseHead(status, fields, "chunked", 0, keeps_alive and "content-length" not in fields)
+    if "content-length" in fields:
+        lengths = {length.strip() for length in fields["content-length"].split(",")}
+        length = lengths.pop()
+        if lengths or not (length.isascii() and length.isdigit()):
+            raise HeadError(f"content-length {fields['content-length']!r} is no single number")
+        return ResponseHead(status, fields, "length", int(length), keeps_alive)
+    return ResponseHead(status, fields, "close", 0, keeps_alive=False)

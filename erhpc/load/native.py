@@ -1,0 +1,200 @@
+"""erhpc's own streaming client: prepared requests, connections that are kept, stamps that need no event loop.
+
+It knows neither users nor phases. What is not the hot path of a stream (names, TLS, time limits) it leaves to asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from array import array
+from types import TracebackType
+from typing import Self
+
+from erhpc.errors import ConfigError
+from erhpc.load.connector import Connector
+from erhpc.load.exchange import Clock, Exchange, Patience
+from erhpc.load.reception import Reception
+from erhpc.load.requests import LoadRequest
+from erhpc.load.stamps import KernelClock
+from erhpc.load.target import Target, build_head, build_request, parse_target
+from erhpc.load.wire import Wire
+from erhpc.plan.protocol import KEEP_ALIVE_S
+from erhpc.results.record import ErrorKind
+
+TAIL_TIMEOUT_S = 1.0
+"""How long the end of the response may follow [DONE], before the connection is given up; the answer counts anyway."""
+MAX_REDIRECTS = 3
+WATCH_S = 0.1
+"""How often answers are looked at for their time limits, so that no read has to set a timer."""
+ADJUST_EVERY = 10
+"""Watches between two looks at the wall clock."""
+
+
+class NativeClient:
+    """Implements `StreamingClient`; its connections live as long as the context. `key` is sent as a bearer token."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience: Patience,
+        key: str | None = None,
+        stamps: str = "auto",
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.kernel_clock = KernelClock(clock)
+        self._connector = Connector(clock, self.kernel_clock if stamps != "loop" else None)
+        self._target = parse_target(url)
+        self._patience = patience
+        self._key = key
+        self._clock = clock
+        self._heads: dict[Target, bytes] = {}
+        self._idle: dict[tuple[str, str, int], dict[Wire, int]] = {}
+        """Open connections nobody uses, with the time since when; the last one in is the first one out."""
+        self._busy: set[Wire] = set()
+        if stamps == "kernel" and self._target.scheme != "http":
+            raise ConfigError(
+                f"load.stamps=kernel needs plain HTTP over TCP, {url} is none. Set load.stamps=auto: the event loop "
+                "stamps, and the records say so."
+            )
+
+    async def __aenter__(self) -> Self:
+        self._watch = asyncio.create_task(self._watch_busy(), name="time limits")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watch
+        for wire in (*self._busy, *(wire for wires in self._idle.values() for wire in wires)):
+            wire.close()
+
+    @property
+    def num_pieces(self) -> int:
+        """See `StreamingClient.num_pieces`."""
+        return self.kernel_clock.num_reads + self._connector.num_reads
+
+    def take_delays_ns(self) -> array[int]:
+        """See `StreamingClient.take_delays_ns`."""
+        return self.kernel_clock.take_delays_ns()
+
+    async def send(self, request: LoadRequest, exchange: Exchange) -> None:
+        """See `StreamingClient.send`."""
+        target = self._target
+        for _ in range(MAX_REDIRECTS + 1):
+            location = await self._ask(target, request.body, exchange)
+            if location is None:
+                return
+            try:
+                target = target.resolve(location)
+            except ConfigError as error:
+                exchange.fail("status", f"HTTP {exchange.http_status}: redirected nowhere: {error}")
+                return
+        exchange.fail("status", f"HTTP {exchange.http_status}: redirected more than {MAX_REDIRECTS} times")
+
+    async def _ask(self, target: Target, body: bytes, exchange: Exchange) -> str | None:
+        """Ask one target; returns where it redirects to, None once the answer has ended or failed."""
+        request = build_request(self._head(target), body)
+        while True:
+            wire = self._take_idle(target)
+            is_reused = wire is not None
+            if wire is None:
+                wire = await self._open(target, exchange)
+                if wire is None:
+                    return None
+            reception = await self._stream(wire, request, exchange)
+            if not (is_reused and wire.loss and not reception.has_begun) or exchange.error_kind is not None:
+                break
+            # The server had closed the idle connection before it saw the request: it may be asked once more.
+        if wire.loss:
+            reception.close(wire.loss)
+        elif reception.is_complete:
+            self._idle.setdefault(target.origin, {})[wire] = self._clock()
+        return reception.redirect
+
+    async def _stream(self, wire: Wire, request: bytes, exchange: Exchange) -> Reception:
+        over = wire.begin(exchange, request, self._clock)
+        reception = wire.reception
+        assert reception is not None  # begin made it
+        self._busy.add(wire)
+        try:
+            await over
+        finally:
+            self._busy.discard(wire)
+            reception.read()
+            wire.release()
+            if not reception.is_complete:
+                wire.close()
+        return reception
+
+    def _head(self, target: Target) -> bytes:
+        # The key is for the server it was given for; a redirect elsewhere brings its own.
+        if target not in self._heads:
+            key = self._key if target.origin == self._target.origin else None
+            self._heads[target] = build_head(target, key)
+        return self._heads[target]
+
+    def _take_idle(self, target: Target) -> Wire | None:
+        wires = self._idle.get(target.origin, {})
+        while wires:
+            wire, since_ns = wires.popitem()
+            if wire.is_open and self._clock() - since_ns < KEEP_ALIVE_S * 1e9:
+                return wire
+            wire.close()
+        return None
+
+    async def _open(self, target: Target, exchange: Exchange) -> Wire | None:
+        exchange.new_connection = True
+        who = target.host_header if target.scheme != "unix" else target.host
+        try:
+            async with asyncio.timeout(self._patience.connect_s):
+                return await self._connector.connect(target)
+        except TimeoutError:
+            exchange.fail("timeout_connect", f"{who}: no connection within {self._patience.connect_s:g} s")
+        except ssl.SSLError as error:
+            exchange.fail("tls", f"{who}: {error}")
+        except OSError as error:
+            exchange.fail("connect", f"{who}: {error}")
+        return None
+
+    async def _watch_busy(self) -> None:
+        num_watches = 0
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now_ns = self._clock()
+            for wire in list(self._busy):
+                self._check_limits(wire, now_ns)
+            num_watches += 1
+            if not num_watches % ADJUST_EVERY:
+                self.kernel_clock.adjust()
+
+    def _check_limits(self, wire: Wire, now_ns: int) -> None:
+        exchange, reception, patience = wire.exchange, wire.reception, self._patience
+        if exchange is None or reception is None:
+            return
+        if wire.ended_ns is not None:
+            if now_ns - wire.ended_ns > TAIL_TIMEOUT_S * 1e9:
+                wire.finish()
+            return
+        since_sent_s = (now_ns - exchange.sent_ns) / 1e9
+        if since_sent_s > patience.total_s:
+            self._give_up(wire, "timeout_total", f"no complete answer within {patience.total_s:g} s", now_ns)
+        elif patience.first_token_s is not None and since_sent_s > patience.first_token_s and not exchange.arrivals_ns:
+            wire.look(now_ns)
+            if not exchange.arrivals_ns:
+                self._give_up(wire, "timeout_first_token", f"no token within {patience.first_token_s:g} s", now_ns)
+        elif patience.idle_s is not None and reception.newest_ns is not None:
+            silent_s = (now_ns - reception.newest_ns) / 1e9
+            if silent_s > patience.idle_s:
+                self._give_up(wire, "timeout_idle", f"silent for {patience.idle_s:g} s in the middle", now_ns)
+
+    def _give_up(self, wire: Wire, kind: ErrorKind, text: str, now_ns: int) -> None:
+        wire.look(now_ns)
+        if wire.exchange is not None and wire.reception is not None and not wire.reception.has_ended:
+            wire.exchange.fail(kind, text)
+            wire.finish()

@@ -1,0 +1,277 @@
+"""A load on a server that erhpc did not start: client processes on this machine, no router and no scheduler.
+
+The same clients, conductor and results as in a run on a cluster; only who starts the processes differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from erhpc.cluster.process import ChildProcess
+from erhpc.config import LoadTestConfig
+from erhpc.errors import ConfigError, InputError, ProcessError
+from erhpc.experts.engine_log import first_error
+from erhpc.load.calibration import Calibration
+from erhpc.load.conductor import Conductor
+from erhpc.load.messages import encode_line, parse_report
+from erhpc.load.progress import Progress
+from erhpc.load.sweep import Sweep
+from erhpc.plan.commands import CLIENT_STOP_S, SEED_STRIDE
+from erhpc.plan.duration import plan_levels
+from erhpc.plan.levels import LoadPoint
+from erhpc.plan.specs import CalibrationSpec, ClientSpec
+from erhpc.results import store
+from erhpc.results.atomic import write_atomically
+from erhpc.results.paths import RunPaths
+from erhpc.results.provenance import collect_provenance, write_manifest
+from erhpc.results.record import SCHEMA_VERSION, LevelIdentity
+from erhpc.results.summary import summarise_level
+
+ENGINE = "external"
+"""What the column `engine` says of a server that erhpc did not start."""
+ASK_TIMEOUT_S = 10.0
+
+
+def prepare_folder(config: LoadTestConfig, yaml: str, model: str, key: str | None, now: datetime) -> RunPaths:
+    """Make `<output_root>/<name>/<time>-<id>/` with the configuration, the provenance and empty results.
+
+    The key lies in it, readable by its owner only, for as long as the clients need it.
+    """
+    name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run = RunPaths(Path(config.output_root).resolve() / config.name / name)
+    for folder in (run.logs, run.parts):
+        folder.mkdir(parents=True)
+    write_atomically(run.config, yaml.encode())
+    if key is not None:
+        write_atomically(run.key, key.encode(), mode=0o600)
+    store.empty_results(run)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": config.name,
+        "run_id": run.root.name,
+        "engine": ENGINE,
+        "url": config.url,
+        "model": model,
+        "seed": config.seed,
+        "config": msgspec.to_builtins(config),
+        "submitted_from": collect_provenance(),
+    }
+    write_manifest(run.manifest, manifest)
+    return run
+
+
+def read_api_key(config: LoadTestConfig) -> str | None:
+    """The bearer token: the file that `key` names, else $OPENAI_API_KEY, else none. Raises InputError."""
+    if config.key is None:
+        return os.environ.get("OPENAI_API_KEY") or None
+    try:
+        return Path(config.key).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"key={config.key} cannot be read: {error.strerror}. Give a file with the token.") from error
+
+
+async def find_model(url: str, key: str | None) -> str:
+    """The first model that the server lists.
+
+    Raises:
+        ConfigError: the server cannot be asked, or lists none.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=False) as session,
+            session.get(f"{url}/v1/models") as answer,
+        ):
+            answer.raise_for_status()
+            return str((await answer.json())["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"url={url}: /v1/models names no model ({type(error).__name__}: {error}). Is the server up? Give its base "
+            "URL, and model=NAME if it lists none."
+        ) from error
+
+
+class LoadTest:
+    """One run of all levels. `stop` ends the level in progress, whose records are kept, and with it the run."""
+
+    def __init__(
+        self,
+        config: LoadTestConfig,
+        run: RunPaths,
+        url: str,
+        model: str,
+        stop: asyncio.Event,
+        *,
+        on_progress: Callable[[Progress], None],
+        on_row: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._url = url
+        self._model = model
+        self._stop = stop
+        self._on_progress = on_progress
+        self._on_row = on_row
+        self._capacity_tokens_per_s: float | None = None
+
+    async def conduct(self) -> str:
+        """Run every level; returns what is to be said at the end.
+
+        Raises:
+            ProcessError: a client process failed; the levels before are saved.
+        """
+        config = self._config
+        await self._calibrate()
+        levels = plan_levels(config.workload, config.search)
+        sweep = Sweep([level.point for level in levels], config.search, config.stop, config.slo)
+        begun_s = time.monotonic()
+        for level in levels:
+            point = sweep.next_point(level.expected_s, time.monotonic() - begun_s)
+            if point is None or self._stop.is_set():
+                break
+            row = await self._run_level(level.level, point)
+            sweep.add(row)
+            self._on_row(row)
+            if sweep.result is not None:
+                write_atomically(self._run.search, msgspec.json.format(msgspec.json.encode(sweep.result), indent=2))
+        return sweep.describe_end()
+
+    async def _calibrate(self) -> None:
+        if not self._config.load.calibrate:
+            return
+        spec = CalibrationSpec(load=self._config.load, output=str(self._run.calibration))
+        child = await self._start("calibration", "calibration", spec, lambda line: None)
+        await self._wait_for([child])
+        if self._run.calibration.exists():
+            calibration = msgspec.json.decode(self._run.calibration.read_bytes(), type=Calibration)
+            self._capacity_tokens_per_s = calibration.capacity_tokens_per_s
+
+    async def _run_level(self, level: int, point: LoadPoint) -> dict[str, Any]:
+        config, num_workers = self._config, self._config.load.num_workers
+        children: list[ChildProcess] = []
+        conductor = Conductor(
+            config.workload,
+            level,
+            point,
+            num_workers,
+            tell=lambda worker, command: children[worker].write_line(encode_line(command)),
+            on_progress=self._on_progress,
+        )
+        for worker in range(num_workers):
+            children.append(await self._start_client(level, worker, conductor))
+        conducting = asyncio.create_task(conductor.conduct())
+        try:
+            await self._wait_for(children, on_end=conductor.lose)
+        finally:
+            conducting.cancel()
+            await asyncio.gather(conducting, return_exceptions=True)
+        return self._store(level, point)
+
+    async def _start_client(self, level: int, worker: int, conductor: Conductor) -> ChildProcess:
+        config = self._config
+        spec = ClientSpec(
+            url=self._url,
+            model=self._model,
+            level=level,
+            workload=config.workload,
+            load=config.load,
+            seed=config.seed * SEED_STRIDE + level,
+            output=str(self._run.part(level, worker)),
+            worker=worker,
+            num_workers=config.load.num_workers,
+            key_file=str(self._run.key) if self._run.key.exists() else None,
+        )
+
+        def hear(line: bytes) -> None:
+            report = parse_report(line)
+            if report is not None:
+                conductor.hear(worker, report)
+
+        return await self._start(f"client-{level:03d}-{worker}", "client", spec, hear)
+
+    async def _start(self, name: str, kind: str, spec: object, on_line: Callable[[bytes], None]) -> ChildProcess:
+        path = self._run.spec(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(spec), indent=2))
+        argv = [sys.executable, "-m", f"jobs.{kind}", "--spec", str(path)]
+        return await ChildProcess.start(name, argv, os.environ, self._run.log(name), on_line)
+
+    async def _wait_for(
+        self, children: list[ChildProcess], on_end: Callable[[int], None] = lambda worker: None
+    ) -> None:
+        """Wait until all have ended; stop them as soon as `stop` is set or one of them fails."""
+        waits = {asyncio.create_task(child.wait()): number for number, child in enumerate(children)}
+        stopping = asyncio.create_task(self._stop.wait())
+        pending = set(waits)
+        failed: list[ChildProcess] = []
+        try:
+            while pending and not failed and not stopping.done():
+                done, _ = await asyncio.wait({*pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & pending:
+                    pending.discard(task)
+                    on_end(waits[task])
+                    failed += [children[waits[task]]] if task.result() else []
+        finally:
+            stopping.cancel()
+            await asyncio.gather(*(child.stop(CLIENT_STOP_S) for child in children))
+        if failed:
+            raise ProcessError(self._explain(failed[0]))
+
+    def _explain(self, child: ChildProcess) -> str:
+        log = self._run.log(child.name)
+        cause = first_error(log.read_text(errors="replace")) if log.exists() else None
+        return f"{child.name}: {cause or 'ended without a word'} (log: {log})"
+
+    def _store(self, level: int, point: LoadPoint) -> dict[str, Any]:
+        config = self._config
+        paths = [self._run.part(level, worker) for worker in range(config.load.num_workers)]
+        parts = [store.read_part(path) for path in paths if path.exists()]
+        identity = LevelIdentity(
+            experiment=config.name,
+            run_id=self._run.root.name,
+            engine=ENGINE,
+            level=level,
+            arrivals=config.workload.arrivals.kind,
+            users=point.users,
+            rate_per_s=point.rate_per_s,
+            num_replicas=None,
+            num_gpus=None,
+        )
+        row = summarise_level(
+            identity,
+            parts,
+            gateway_lag_p99_s=None,
+            engine_lag_p99_s=None,
+            reasons=["interrupted"] if self._stop.is_set() else [],
+            slo=config.slo,
+            burstiness=config.workload.arrivals.burstiness,
+            thinks=config.workload.think_time.mean_s > 0,
+            capacity_tokens_per_s=self._capacity_tokens_per_s,
+        )
+        store.append_level(self._run, identity, parts, row)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return row
+
+
+def stop_on_signals() -> asyncio.Event:
+    """Set once the process is told to end; needs a running event loop."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop

@@ -1,0 +1,55 @@
+"""What is found out about prompts before a job is queued, and what the manifest says of them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from erhpc.cluster.preparation import check_prompts, describe_source
+from erhpc.config import WorkloadConfig
+from erhpc.corpus.prompts import hash_source
+from erhpc.errors import InputError
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A dataset with the splits train and test, whose columns have names of their own."""
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"question": [split], "topic": ["law"]}), tmp_path / f"{split}.parquet")
+    return str(tmp_path)
+
+
+def test_a_dataset_is_described_by_the_split_and_the_files_that_are_read(dataset):
+    assert describe_source(dataset) == {
+        "source": dataset,
+        "sha256": hash_source(dataset),
+        "split": "train",
+        "other_splits": ["test"],
+        "files": ["train.parquet"],
+    }
+
+
+def test_the_shipped_corpus_is_described_by_its_hash(tmp_path, monkeypatch):
+    # A folder of that name is not meant.
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert describe_source("demo") == {"source": "demo", "sha256": hash_source("demo")}
+
+
+def test_the_prompts_of_a_workload_are_looked_for_in_its_columns(dataset):
+    columns = {"prompt_column": "question", "domain_column": "topic", "mixture": {"law": 1}}
+    check_prompts(WorkloadConfig(prompts=dataset, format="dataset", **columns))
+
+    with pytest.raises(InputError, match="no column 'prompt'"):
+        check_prompts(WorkloadConfig(prompts=dataset, format="dataset"))
+
+
+def test_a_mixture_of_domains_that_no_prompt_has_is_found_before_the_run():
+    with pytest.raises(InputError, match=r"domain alchemy\."):
+        check_prompts(WorkloadConfig(mixture={"alchemy": 1}))
+
+
+def test_synthetic_texts_need_no_file():
+    assert check_prompts(WorkloadConfig(format="synthetic", prompts="nowhere")) is None
