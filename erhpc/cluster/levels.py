@@ -1,6 +1,6 @@
 """Turns what clients wrote for a level into rows of the results, with every reason to distrust it.
 
-It asks the servers how late they ran; formulas are in `erhpc.results.metrics`.
+It asks the servers how late they ran; the row is made in `erhpc.results.summary`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 from erhpc.plan.plan import Plan, PlannedLevel
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
-from erhpc.results.metrics import summarise_level
 from erhpc.results.paths import FIRST_CLIENT, RunPaths
 from erhpc.results.record import ClientPart, LevelIdentity
+from erhpc.results.summary import summarise_level
 from erhpc.results.telemetry import KEEP_S
 
 _TELEMETRY_TIMEOUT_S = 2.0
@@ -111,11 +111,13 @@ class LevelStore:
         engine_lag_s: float | None,
         reasons: list[str],
     ) -> dict[str, Any]:
+        workload = self._plan.experiment.workload
         identity = LevelIdentity(
             experiment=self._plan.experiment.name,
             run_id=self._run.root.name,
             engine=self._plan.engine,
             level=level.level,
+            arrivals=workload.arrivals.kind,
             users=level.users,
             num_replicas=len(self._plan.replicas),
             num_gpus=self._plan.num_gpus,
@@ -123,10 +125,13 @@ class LevelStore:
         row = summarise_level(
             identity,
             [part],
-            gateway_lag_s,
-            engine_lag_s,
-            reasons,
-            think_time_s=self._plan.experiment.workload.think_time_s,
+            gateway_lag_p99_s=gateway_lag_s,
+            engine_lag_p99_s=engine_lag_s,
+            reasons=reasons,
+            slo=self._plan.experiment.slo,
+            burstiness=workload.arrivals.burstiness,
+            thinks=workload.think_time.mean_s > 0,
+            capacity_tokens_per_s=None,
         )
         store.append_level(self._run, identity, [part], row)
         return row

@@ -9,12 +9,13 @@ place, so a reader never meets half a file and memory holds one row group at a t
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from itertools import islice
+from dataclasses import asdict, fields, replace
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -56,18 +57,7 @@ _TYPES = {
     "map<string,float64>": pa.map_(pa.string(), pa.float64()),
 }
 _RECORD_FIELDS = {field.name for field in fields(RequestRecord)}
-
-
-class _PartFacts(TypedDict):
-    """What a ClientPart holds beside its records; kept as JSON in the file's metadata."""
-
-    window_start_monotonic_ns: int
-    window_end_monotonic_ns: int
-    warmup_s: float
-    started_utc: str
-    lag_p99_s: float
-    warmup_cut: bool
-    interrupted: bool
+_GAPS = "token_gaps_us"
 
 
 def _describe(column: Column) -> dict[str, str]:
@@ -87,9 +77,12 @@ PART_SCHEMA = to_schema([column for column in RECORD_COLUMNS if column.name in _
 
 
 def write_part(path: Path, part: ClientPart) -> None:
-    """Write what one client measured in one level, creating the folder of `path`."""
-    facts = {name: getattr(part, name) for name in _PartFacts.__annotations__}
-    schema = PART_SCHEMA.with_metadata({**PART_SCHEMA.metadata, PART_KEY: msgspec.json.encode(facts)})
+    """Write what one client measured in one level, creating the folder of `path`.
+
+    What the part holds beside its records is kept as JSON in the file's metadata.
+    """
+    facts = msgspec.json.encode(replace(part, records=[]))
+    schema = PART_SCHEMA.with_metadata({**PART_SCHEMA.metadata, PART_KEY: facts})
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing_file(path, schema) as writer:
         for table in _to_tables(part.records, schema, {}):
@@ -97,7 +90,7 @@ def write_part(path: Path, part: ClientPart) -> None:
 
 
 def read_part(path: Path) -> ClientPart:
-    """Read what `write_part` wrote.
+    """Read what `write_part` wrote; the gaps of each record come as an array("i").
 
     Raises:
         InputError: there is no such file, or it is no part.
@@ -107,9 +100,9 @@ def read_part(path: Path) -> ClientPart:
         metadata = file.schema_arrow.metadata
         if PART_KEY not in metadata:
             raise InputError(f"{path} is no part of a level. Give a file that a client wrote with write_part.")
-        facts = msgspec.json.decode(metadata[PART_KEY], type=_PartFacts)
+        part = msgspec.json.decode(metadata[PART_KEY], type=ClientPart)
         records = [record for table in _read_row_groups(file) for record in _to_records(table)]
-    return ClientPart(records=records, **facts)
+    return replace(part, records=records)
 
 
 def empty_results(paths: RunPaths) -> None:
@@ -156,7 +149,8 @@ def read_levels(run: Path) -> pd.DataFrame:
     """
     frame = _read_frame(RunPaths(run).levels)
     frame["expert_share"] = [dict(pairs or ()) for pairs in frame["expert_share"]]
-    frame["invalid_reasons"] = [list(reasons) for reasons in frame["invalid_reasons"]]
+    for name in ("invalid_reasons", "client_lag_histogram"):
+        frame[name] = [list(values) for values in frame[name]]
     return frame
 
 
@@ -209,9 +203,9 @@ def _append(path: Path, schema: Any, tables: Iterable[Any]) -> None:
 def _replacing_file(path: Path, schema: Any) -> Iterator[Any]:
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     options: dict[str, Any] = {"compression": "zstd", "use_dictionary": texts or False}
-    if "token_gaps_us" in schema.names:
+    if _GAPS in schema.names:
         # Gaps of one request differ little: 2 bytes per token instead of 4.
-        options["column_encoding"] = {"token_gaps_us.list.element": "DELTA_BINARY_PACKED"}
+        options["column_encoding"] = {f"{_GAPS}.list.element": "DELTA_BINARY_PACKED"}
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         yield writer
 
@@ -250,19 +244,42 @@ def _to_tables(records: Iterable[RequestRecord], schema: Any, constants: Mapping
             name: [constants[name]] * len(group) if name in constants else [getattr(record, name) for record in group]
             for name in schema.names
         }
-        yield pa.Table.from_pydict(columns, schema=schema)
+        yield pa.Table.from_pydict(columns | {_GAPS: _join_gaps(columns[_GAPS])}, schema=schema)
+
+
+def _join_gaps(gaps_us: Sequence[Sequence[int]]) -> Any:
+    """A column of lists, copied as bytes: value by value it would cost more than the rest of the table."""
+    pool = array("i")
+    for gaps in gaps_us:
+        pool.extend(gaps)
+    offsets = np.zeros(len(gaps_us) + 1, dtype=np.int32)
+    np.cumsum([len(gaps) for gaps in gaps_us], out=offsets[1:])
+    return pa.ListArray.from_arrays(offsets, np.frombuffer(pool, dtype=np.intc))
+
+
+def _split_gaps(column: Any) -> Iterator[array[int]]:
+    """The lists of a column of one row group."""
+    lists = column.combine_chunks()
+    values = lists.values.to_numpy()
+    for start, end in pairwise(lists.offsets.to_pylist()):
+        gaps = array("i")
+        gaps.frombytes(values[start:end].tobytes())
+        yield gaps
 
 
 def _to_records(table: Any) -> Iterator[RequestRecord]:
-    for row in table.to_pylist():
-        yield RequestRecord(**row)
+    names = table.column_names
+    columns = [_split_gaps(table.column(name)) if name == _GAPS else table.column(name).to_pylist() for name in names]
+    for values in zip(*columns, strict=True):
+        yield RequestRecord(**dict(zip(names, values, strict=True)))
 
 
 def _read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     # Clients write parts, and start a hundred times per sweep: they must not wait for pandas.
     import pandas as pd
 
-    # Null must not turn integers into floats: nanoseconds since boot do not fit their 53 bits.
-    integers = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}
+    # Null must not turn integers into floats: nanoseconds since boot do not fit their 53 bits. Nor must it turn
+    # booleans into objects.
+    types = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     with _opened_file(path) as file:
-        return file.read(columns=columns).to_pandas(types_mapper=integers.get)
+        return file.read(columns=columns).to_pandas(types_mapper=types.get)

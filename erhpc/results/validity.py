@@ -1,10 +1,13 @@
 """When a level is not to be trusted: limits, and a sentence for each that is passed.
 
 Pure. It judges a level by the numbers of its row and knows neither how they were computed nor what becomes of them.
+An overloaded server is a finding and no defect: that a backlog grew or answers took long invalidates nothing.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +18,31 @@ MISSING_USERS_TOLERATED = 0.5
 """With few users the gap between two requests of one user weighs more than a tenth; half a user is no defect."""
 MAX_LAG_S = 0.010
 MAX_LAG_SHARE_OF_TTFT = 0.05
-LAGS = (("client_lag_p99_s", "client"), ("gateway_lag_p99_s", "gateway"), ("engine_lag_p99_s", "emulated-expert"))
+"""Lateness adds to what is measured beside it: a twentieth of the latency is tolerated, and always 10 ms."""
+MIN_KERNEL_STAMPED_SHARE = 0.99
+"""With fewer requests stamped by the loop not even a p99 is theirs."""
+MAX_CLIENT_CPU_SHARE = 0.85
+"""A process that is busy for more of its core has queues of its own: at 85 % they hold five to six events on average
+(M/M/1), and bursts of tokens wait for each other."""
+MIN_CLIENT_MARGIN = 1.25
+"""Calibration drifts by some percent from run to run; with less in hand the client may be what limits the tokens."""
+MAX_COALESCED_SHARE = 0.05
+"""Above it the p95 of the gaps is of arrivals that carried several tokens each."""
+MIN_DUE_SHARE = 0.95
+"""A rate that was missed by more is another load point; levels of a sweep lie further apart."""
+DUE_TOLERANCE_SIGMAS = 3.0
+"""Requests due in a window vary by chance; a shortfall within three standard deviations is no defect."""
+MIN_KS_P = 0.001
+"""One level in a thousand is blamed by chance."""
+MIN_KS_GAPS = 100
+"""With fewer gaps the test finds only gross errors."""
+MIN_KS_DISTANCE = 0.05
+"""With many gaps the test finds even what the resolution of timers does to them; distribution functions that differ
+by less than this are taken as the same."""
+MAX_CLOCK_UNCERTAINTY_S = 0.001
+"""Windows of several clients and the order of their requests are known no better than their clocks; a millisecond is
+far below any TTFT."""
+SERVER_LAGS = (("gateway_lag_p99_s", "gateway"), ("engine_lag_p99_s", "emulated-expert"))
 
 
 def find_invalid_reasons(
@@ -23,29 +50,41 @@ def find_invalid_reasons(
     *,
     interrupted: bool,
     warmup_cut: bool = False,
-    think_time_s: float = 0.0,
+    thinks: bool = False,
+    burstiness: float = 1.0,
+    kept_late_p99_s: float | None = None,
+    clock_uncertainty_s: float = 0.0,
     commonest_error: str | None = None,
 ) -> list[str]:
     """Why a level is not to be trusted, judged by its own numbers; empty if nothing speaks against it.
 
-    `row` needs these of LEVEL_COLUMNS: request counts, users, users_held, ttft_p99_s and the lags. Lag adds to the
-    latencies it is measured beside; 10 ms is tolerated, or 5 % of TTFT p99 where that is more. `users_held` is not
-    judged when users pause between requests. `commonest_error` is added where too many requests failed.
+    Args:
+        row: LEVEL_COLUMNS but for the verdict.
+        interrupted: a client was stopped, or left nothing.
+        warmup_cut: the window began before every user had finished a request.
+        thinks: users pause between requests, so that fewer are in flight than there are users.
+        burstiness: shape of the gamma distribution of gaps that was asked for (open loop).
+        kept_late_p99_s: 99th percentile of sent minus scheduled over requests for which no connection was opened:
+            a server that is slow to accept makes requests late as well, and is not the client's fault.
+        clock_uncertainty_s: how well the worst of the clients' clocks was compared with the conductor's.
+        commonest_error: added where too many requests failed.
     """
     if interrupted:
         return ["interrupted"]  # whatever else is odd follows from that
-    reasons = list(_find_request_reasons(row, commonest_error))
-    reasons += _find_lag_reasons(row)
-    if think_time_s == 0 and _lacks_users(row["users"], row["users_held"]):
-        reasons.append(f"users held {row['users_held']:.1f} of {row['users']}")
-    if warmup_cut:
-        reasons.append("not steady: warm-up ended before every user had finished a request")
-    return reasons
+    return [
+        *_find_request_reasons(row, commonest_error),
+        *_find_client_reasons(row, kept_late_p99_s),
+        *_find_server_reasons(row),
+        *_find_load_reasons(row, thinks),
+        *_find_arrival_reasons(row, burstiness),
+        *_find_steadiness_reasons(row, warmup_cut),
+        *_find_clock_reasons(row, clock_uncertainty_s),
+    ]
 
 
 def _find_request_reasons(row: Mapping[str, Any], commonest_error: str | None) -> Iterable[str]:
     num_ok, num_failed, num_cancelled = row["requests_ok"], row["requests_failed"], row["requests_cancelled"]
-    num_sent = num_ok + num_failed + num_cancelled
+    num_sent = _count_sent(row)
     if not num_ok:
         yield "no request sent in the window finished"
     if num_failed > MAX_FAILED_SHARE * num_sent:
@@ -55,15 +94,101 @@ def _find_request_reasons(row: Mapping[str, Any], commonest_error: str | None) -
         yield f"window too short: {100 * num_cancelled / num_sent:.0f} % of its requests were cut at the end"
 
 
-def _find_lag_reasons(row: Mapping[str, Any]) -> Iterable[str]:
+def _find_client_reasons(row: Mapping[str, Any], kept_late_p99_s: float | None) -> Iterable[str]:
+    """A client that was the bottleneck.
+
+    Where the loop stamps, its lag is in every latency. The kernel's stamps are right however late the loop is; a
+    late loop then shows in requests that leave late.
+    """
+    if (row["kernel_stamped_share"] or 0.0) < MIN_KERNEL_STAMPED_SHARE:
+        yield from _find_lag(row, row["client_lag_p99_s"], "client-bound: p99 lag")
+        yield from _find_lag(row, row["kernel_delay_p99_s"], "client-bound: p99 delay from kernel to client")
+    else:
+        yield from _find_lag(row, kept_late_p99_s, "client-bound: p99 of sending late")
+    cpu_share, margin, coalesced = row["client_cpu_share"], row["client_margin"], row["coalesced_share"]
+    if cpu_share is not None and cpu_share > MAX_CLIENT_CPU_SHARE:
+        limit = f"{100 * MAX_CLIENT_CPU_SHARE:.0f} %"
+        yield f"client-bound: a client process used {100 * cpu_share:.0f} % of its core (limit {limit})"
+    if margin is not None and margin < MIN_CLIENT_MARGIN:
+        yield f"client-bound: it can take only {margin:.2f} times these tokens per second (limit {MIN_CLIENT_MARGIN})"
+    if coalesced is not None and coalesced > MAX_COALESCED_SHARE:
+        limit = f"{100 * MAX_COALESCED_SHARE:.0f} %"
+        yield f"gaps are blurred: {100 * coalesced:.1f} % of arrivals carried several frames (limit {limit})"
+
+
+def _find_server_reasons(row: Mapping[str, Any]) -> Iterable[str]:
+    for column, who in SERVER_LAGS:
+        yield from _find_lag(row, row[column], f"{who}-bound: p99 lag")
+
+
+def _find_lag(row: Mapping[str, Any], lag_s: float | None, what: str) -> Iterable[str]:
     limit_s = max(MAX_LAG_S, MAX_LAG_SHARE_OF_TTFT * (row["ttft_p99_s"] or 0.0))
-    for column, who in LAGS:
-        lag_s = row[column]
-        if lag_s is not None and lag_s > limit_s:
-            yield f"{who}-bound: p99 lag {lag_s * 1000:.1f} ms > {limit_s * 1000:.1f} ms"
+    if lag_s is not None and lag_s > limit_s:
+        yield f"{what} {lag_s * 1000:.1f} ms > {limit_s * 1000:.1f} ms"
 
 
-def _lacks_users(num_users: int, num_held: float | None) -> bool:
-    if num_held is None:
-        return False
-    return num_users - num_held > max(MISSING_USERS_TOLERATED, (1 - MIN_USERS_HELD_SHARE) * num_users)
+def _find_load_reasons(row: Mapping[str, Any], thinks: bool) -> Iterable[str]:
+    """Users that were missing; nothing in an open loop, nor where the number of users changes within the window."""
+    num_users, num_held = row["users"], row["users_held"]
+    if num_users is None or num_held is None or thinks or not _is_meant_steady(row):
+        return
+    if num_users - num_held > max(MISSING_USERS_TOLERATED, (1 - MIN_USERS_HELD_SHARE) * num_users):
+        yield f"users held {num_held:.1f} of {num_users}"
+
+
+def _find_arrival_reasons(row: Mapping[str, Any], burstiness: float) -> Iterable[str]:
+    """Requests that did not come as asked; nothing in a closed loop, nor where the rate changes within the window."""
+    if row["arrivals"] == "closed" or not _is_meant_steady(row):
+        return
+    rate_per_s, due_per_s, ks_p = row["rate_per_s"], row["due_per_s"], row["arrival_ks_p"]
+    if None not in (rate_per_s, due_per_s) and _lacks_requests(row, burstiness):
+        share = f"{100 * MIN_DUE_SHARE:.0f} %"
+        yield f"only {due_per_s:.1f} of {rate_per_s:.1f} requests per second were due: less than {share}"
+    num_gaps = _count_sent(row) - 1
+    if ks_p is not None and num_gaps >= MIN_KS_GAPS and ks_p < (limit := _ks_limit(num_gaps)):
+        yield f"arrivals are not {row['arrivals']}: p = {ks_p:.1g} over {num_gaps} gaps (limit {limit:.1g})"
+
+
+def _ks_limit(num_gaps: int) -> float:
+    """p-value below which gaps are not of the distribution asked for.
+
+    A distance d over n gaps has at most the p-value 2 exp(-2 n d^2) (Dvoretzky, Kiefer and Wolfowitz; Massart 1990).
+    """
+    return min(MIN_KS_P, max(2 * math.exp(-2 * num_gaps * MIN_KS_DISTANCE**2), sys.float_info.min))
+
+
+def _lacks_requests(row: Mapping[str, Any], burstiness: float) -> bool:
+    """Whether fewer requests were due than asked for, by more than chance.
+
+    The number in a window of a renewal process has about the variance mean * cv^2 (1 / burstiness for gamma gaps,
+    0 for constant ones, where one more or less falls into the window).
+    """
+    asked, due = row["rate_per_s"] * row["window_s"], row["due_per_s"] * row["window_s"]
+    spread = {"poisson": 1.0, "gamma": 1 / burstiness}.get(row["arrivals"], 0.0)
+    tolerated = max(1.0, DUE_TOLERANCE_SIGMAS * math.sqrt(asked * spread))
+    return bool(due < min(MIN_DUE_SHARE * asked, asked - tolerated))
+
+
+def _find_steadiness_reasons(row: Mapping[str, Any], warmup_cut: bool) -> Iterable[str]:
+    if warmup_cut:
+        yield "not steady: warm-up ended before every user had finished a request"
+    elif row["steady"] is False:
+        ratio = row["littles_law_ratio"]
+        littles_law = f"; Little's law gives {ratio:.2f} of the users held" if ratio is not None else ""
+        in_flight = f"{row['in_flight_start']} requests in flight at its start, {row['in_flight_end']} at its end"
+        yield f"not steady: rates still changed when the window began ({in_flight}{littles_law})"
+
+
+def _find_clock_reasons(row: Mapping[str, Any], clock_uncertainty_s: float) -> Iterable[str]:
+    if row["client_workers"] > 1 and clock_uncertainty_s > MAX_CLOCK_UNCERTAINTY_S:
+        limit = f"{MAX_CLOCK_UNCERTAINTY_S * 1000:.1f} ms"
+        yield f"clocks of the clients are known only to {clock_uncertainty_s * 1000:.1f} ms (limit {limit})"
+
+
+def _count_sent(row: Mapping[str, Any]) -> int:
+    return int(row["requests_ok"] + row["requests_failed"] + row["requests_cancelled"])
+
+
+def _is_meant_steady(row: Mapping[str, Any]) -> bool:
+    """Whether the load was to stay the same throughout; a level is tested for steadiness exactly then."""
+    return row["steady"] is not None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
-from erhpc.results.metrics import summarise_level
+from erhpc.config import SloConfig
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import ClientPart, LevelIdentity, RequestRecord
 from erhpc.results.store import append_level
+from erhpc.results.summary import summarise_level
 
 SECOND_NS = 1_000_000_000
 WINDOW_S = 4
@@ -35,7 +37,8 @@ def make_request(user: int, sequence: int, sent_s: float, *, num_tokens: int, tt
         first_token_monotonic_ns=first_ns,
         last_token_monotonic_ns=last_ns,
         end_monotonic_ns=last_ns,
-        token_gaps_us=[gap_us] * (num_tokens - 1),
+        token_gaps_us=array("i", [gap_us] * (num_tokens - 1)),
+        frames=num_tokens,
         tokens_in=100,
         tokens_out=num_tokens,
         max_tokens=num_tokens,
@@ -63,8 +66,23 @@ def make_part(users: int, *, speed: float = 1.0, interrupted: bool = False) -> C
         warmup_s=1.0,
         started_utc="2026-01-01T00:00:00+00:00",
         lag_p99_s=0.001,
+        steady=True,
         interrupted=interrupted,
     )
+
+
+def summarise(identity: LevelIdentity, parts: list[ClientPart], **facts):
+    """The row of a closed loop without an SLO, unless `facts` say something else."""
+    usual = {
+        "gateway_lag_p99_s": None,
+        "engine_lag_p99_s": None,
+        "reasons": [],
+        "slo": SloConfig(),
+        "burstiness": 1.0,
+        "thinks": False,
+        "capacity_tokens_per_s": None,
+    }
+    return summarise_level(identity, parts, **(usual | facts))
 
 
 def write_run(
@@ -91,6 +109,6 @@ def write_run(
         )
         part = make_part(count, speed=speed)
         given = list(reasons) if level == len(users) - 1 else []
-        row = summarise_level(identity, [part], gateway_lag_p99_s=0.001, engine_lag_p99_s=None, reasons=given)
+        row = summarise(identity, [part], gateway_lag_p99_s=0.001, reasons=given)
         append_level(paths, identity, [part], row)
     return paths

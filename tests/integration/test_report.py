@@ -10,12 +10,11 @@ from erhpc.report.__main__ import main
 from erhpc.report.figures import draw_expert_share, draw_overview
 from erhpc.report.runs import MARK, find_runs, load_levels
 from erhpc.report.scales import choose_digits, choose_ticks
-from erhpc.results.metrics import summarise_level
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import LevelIdentity
 from erhpc.results.store import append_level, empty_results
 
-from .synthetic_results import make_part, write_run
+from .synthetic_results import make_part, summarise, write_run
 
 
 def texts_of(figure):
@@ -158,13 +157,7 @@ def write_answerless_run(folder, users=(3,)):
         identity = LevelIdentity(
             experiment="quickstart", run_id="a", engine="vllm", level=level, users=count, num_replicas=4, num_gpus=8
         )
-        row = summarise_level(
-            identity,
-            [replace(make_part(1), records=[])],
-            gateway_lag_p99_s=None,
-            engine_lag_p99_s=None,
-            reasons=["replica law-0 died"],
-        )
+        row = summarise(identity, [replace(make_part(1), records=[])], reasons=["replica law-0 died"])
         append_level(paths, identity, [], row)
     return paths
 
