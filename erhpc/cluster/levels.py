@@ -132,6 +132,7 @@ class LevelStore:
             burstiness=workload.arrivals.burstiness,
             thinks=workload.think_time.mean_s > 0,
             capacity_tokens_per_s=None,
+            meant_steady=workload.is_steady,
         )
         store.append_level(self._run, identity, [part], row)
         return row

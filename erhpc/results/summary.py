@@ -43,6 +43,7 @@ def summarise_level(
     burstiness: float,
     thinks: bool,
     capacity_tokens_per_s: float | None,
+    meant_steady: bool = True,
 ) -> dict[str, Any]:
     """One row with exactly LEVEL_COLUMNS from what the clients of a level measured.
 
@@ -58,10 +59,11 @@ def summarise_level(
         burstiness: shape of the gamma distribution of gaps that was asked for (open loop).
         thinks: whether users pause between requests (closed loop).
         capacity_tokens_per_s: what these clients can take, all together, by calibration; None if not calibrated.
+        meant_steady: whether the load was to stay the same throughout (`WorkloadConfig.is_steady`).
     """
     sent = [record for part in parts for record in metrics.sent_in_window(part)]
     row = asdict(identity) | _summarise_clients(parts) | _summarise_flow(parts) | _summarise_requests(sent)
-    row |= _summarise_promises(sent, parts, slo) | _audit(identity, parts, burstiness)
+    row |= _summarise_promises(sent, parts, slo) | _audit(identity, parts, burstiness, meant_steady)
     row |= {"gateway_lag_p99_s": gateway_lag_p99_s, "engine_lag_p99_s": engine_lag_p99_s}
     row["client_margin"] = _ratio(capacity_tokens_per_s, row["output_tokens_per_s"])
     row = {name: _finite(value) for name, value in row.items()}
@@ -70,6 +72,7 @@ def summarise_level(
         interrupted=not parts or any(part.interrupted for part in parts),
         warmup_cut=any(part.warmup_cut for part in parts),
         thinks=thinks,
+        meant_steady=meant_steady,
         burstiness=burstiness,
         kept_late_p99_s=_quantile([metrics.send_late_s(record) for record in sent if not record.new_connection], 0.99),
         clock_uncertainty_s=max((part.clock_uncertainty_ns for part in parts), default=0) / NS_PER_S,
@@ -156,7 +159,9 @@ def _summarise_promises(sent: Sequence[RequestRecord], parts: Sequence[ClientPar
     }
 
 
-def _audit(identity: LevelIdentity, parts: Sequence[ClientPart], burstiness: float) -> dict[str, Any]:
+def _audit(
+    identity: LevelIdentity, parts: Sequence[ClientPart], burstiness: float, meant_steady: bool
+) -> dict[str, Any]:
     """How the requests of an open loop came, all clients together; nothing in a closed one."""
     window_ns = metrics.level_window_ns(parts)
     if identity.arrivals == "closed" or window_ns is None:
@@ -171,7 +176,7 @@ def _audit(identity: LevelIdentity, parts: Sequence[ClientPart], burstiness: flo
         due_s=metrics.due_s(parts, start_ns) if identity.arrivals == "trace" else None,
     )
     # Where the rate changes within the window, the gaps are of no one distribution; a trace is its own.
-    is_testable = identity.arrivals == "trace" or _all_steady(parts) is not None
+    is_testable = identity.arrivals == "trace" or meant_steady
     ks_p = audit.ks_p if is_testable else None
     return {"gap_cv": audit.gap_cv, "dispersion_index": audit.dispersion_index, "arrival_ks_p": ks_p}
 

@@ -51,6 +51,7 @@ def find_invalid_reasons(
     interrupted: bool,
     warmup_cut: bool = False,
     thinks: bool = False,
+    meant_steady: bool = True,
     burstiness: float = 1.0,
     kept_late_p99_s: float | None = None,
     clock_uncertainty_s: float = 0.0,
@@ -63,6 +64,7 @@ def find_invalid_reasons(
         interrupted: a client was stopped, or left nothing.
         warmup_cut: the window began before every user had finished a request.
         thinks: users pause between requests, so that fewer are in flight than there are users.
+        meant_steady: the load was to stay the same throughout, so that it can be held against what was asked.
         burstiness: shape of the gamma distribution of gaps that was asked for (open loop).
         kept_late_p99_s: 99th percentile of sent minus scheduled over requests for which no connection was opened:
             a server that is slow to accept makes requests late as well, and is not the client's fault.
@@ -75,8 +77,8 @@ def find_invalid_reasons(
         *_find_request_reasons(row, commonest_error),
         *_find_client_reasons(row, kept_late_p99_s),
         *_find_server_reasons(row),
-        *_find_load_reasons(row, thinks),
-        *_find_arrival_reasons(row, burstiness),
+        *(_find_user_reasons(row) if meant_steady and not thinks else ()),
+        *(_find_arrival_reasons(row, burstiness) if meant_steady else ()),
         *_find_steadiness_reasons(row, warmup_cut),
         *_find_clock_reasons(row, clock_uncertainty_s),
     ]
@@ -127,18 +129,18 @@ def _find_lag(row: Mapping[str, Any], lag_s: float | None, what: str) -> Iterabl
         yield f"{what} {lag_s * 1000:.1f} ms > {limit_s * 1000:.1f} ms"
 
 
-def _find_load_reasons(row: Mapping[str, Any], thinks: bool) -> Iterable[str]:
-    """Users that were missing; nothing in an open loop, nor where the number of users changes within the window."""
+def _find_user_reasons(row: Mapping[str, Any]) -> Iterable[str]:
+    """Users that were missing; nothing in an open loop."""
     num_users, num_held = row["users"], row["users_held"]
-    if num_users is None or num_held is None or thinks or not _is_meant_steady(row):
+    if num_users is None or num_held is None:
         return
     if num_users - num_held > max(MISSING_USERS_TOLERATED, (1 - MIN_USERS_HELD_SHARE) * num_users):
         yield f"users held {num_held:.1f} of {num_users}"
 
 
 def _find_arrival_reasons(row: Mapping[str, Any], burstiness: float) -> Iterable[str]:
-    """Requests that did not come as asked; nothing in a closed loop, nor where the rate changes within the window."""
-    if row["arrivals"] == "closed" or not _is_meant_steady(row):
+    """Requests that did not come as asked; nothing in a closed loop, nor for a trace, which has no constant rate."""
+    if row["arrivals"] in ("closed", "trace"):
         return
     rate_per_s, due_per_s, ks_p = row["rate_per_s"], row["due_per_s"], row["arrival_ks_p"]
     if None not in (rate_per_s, due_per_s) and _lacks_requests(row, burstiness):
@@ -187,8 +189,3 @@ def _find_clock_reasons(row: Mapping[str, Any], clock_uncertainty_s: float) -> I
 
 def _count_sent(row: Mapping[str, Any]) -> int:
     return int(row["requests_ok"] + row["requests_failed"] + row["requests_cancelled"])
-
-
-def _is_meant_steady(row: Mapping[str, Any]) -> bool:
-    """Whether the load was to stay the same throughout; a level is tested for steadiness exactly then."""
-    return row["steady"] is not None
