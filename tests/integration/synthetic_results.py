@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from pathlib import Path
 
-from erhpc.config import SloConfig
+from erhpc.config import SloConfig, WorkloadConfig
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import ClientPart, LevelIdentity, RequestRecord
 from erhpc.results.store import append_level
@@ -78,8 +78,7 @@ def summarise(identity: LevelIdentity, parts: list[ClientPart], **facts):
         "engine_lag_p99_s": None,
         "reasons": [],
         "slo": SloConfig(),
-        "burstiness": 1.0,
-        "thinks": False,
+        "workload": WorkloadConfig(),
         "capacity_tokens_per_s": None,
     }
     return summarise_level(identity, parts, **(usual | facts))

@@ -23,7 +23,7 @@ ROOMS = {
     "gateway": {"plan", "results", "routing"},
     "config": set(),
     "load": {"corpus", "plan", "results"},
-    "cluster": {"corpus", "experts", "plan", "results", "routing"},
+    "cluster": {"corpus", "experts", "load", "plan", "results", "routing"},
     "report": {"console", "results"},
 }
 # Each heavy library has one home.
@@ -42,7 +42,7 @@ PURE_ROOMS = ("plan", "routing", "twin")
 IMPURE_MODULES = {"asyncio", "socket", "subprocess", "aiohttp"}
 IMPURE_CALL = re.compile(r"\b(time\.\w+|datetime\.now|random\.(?!Random|default_rng)\w+)\(")
 # The verb of a room assembles; it is the room's door, not part of it.
-DOORS = {"erhpc/plan/__main__.py", "erhpc/report/__main__.py"}
+DOORS = {"erhpc/load/__main__.py", "erhpc/plan/__main__.py", "erhpc/report/__main__.py"}
 FILES = sorted(
     path.relative_to(ROOT).as_posix() for folder in ("erhpc", "jobs") for path in (ROOT / folder).rglob("*.py")
 )

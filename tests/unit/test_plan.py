@@ -144,10 +144,10 @@ def test_users_of_a_baseline_talk_to_its_replica_and_others_to_the_gateway():
     baseline, routed = plan("baseline_llama3_70b_tp4"), plan("llama3_70b_tp4")
 
     assert baseline.gateway is None
-    assert baseline.client(0).spec["direct"]["replica"] == "baseline-0"
+    assert baseline.clients(0)[0].spec["direct"]["replica"] == "baseline-0"
     assert routed.gateway is not None
-    assert routed.client(0).spec["direct"] is None
-    assert routed.client(0).spec["model"] == "auto"
+    assert routed.clients(0)[0].spec["direct"] is None
+    assert routed.clients(0)[0].spec["model"] == "auto"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -8,13 +8,14 @@ from erhpc.load.stopping import StopRules, meets_slo_level
 SLO = SloConfig(ttft_s=1.0, attainment=0.9)
 
 
-def row(attainment=1.0, *, ok=100, failed=0, cancelled=0, valid=True):
+def row(attainment=1.0, *, ok=100, failed=0, cancelled=0, valid=True, reason="client-bound: p99 lag"):
     return {
         "slo_attainment": attainment,
         "requests_ok": ok,
         "requests_failed": failed,
         "requests_cancelled": cancelled,
         "valid": valid,
+        "invalid_reasons": [] if valid else [reason],
     }
 
 
@@ -30,6 +31,15 @@ def test_a_level_meets_the_slo_if_enough_requests_did(attainment, met):
 
 def test_an_invalid_level_says_nothing_about_the_slo():
     assert meets_slo_level(row(1.0, valid=False), SLO) is None
+    assert meets_slo_level(row(0.0, valid=False), SLO) is None
+
+
+@pytest.mark.parametrize(
+    "reason", ["window too short: 40 % of its requests were cut at the end", "more than 1 % failed"]
+)
+def test_a_level_that_the_server_could_not_take_has_missed_the_slo(reason):
+    assert meets_slo_level(row(0.2, valid=False, reason=reason), SLO) is False
+    assert meets_slo_level(row(1.0, valid=False, reason=reason), SLO) is None
 
 
 def test_a_sweep_without_rules_never_ends_early():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erhpc.config import SloConfig
+from erhpc.config import ProfileConfig, SloConfig, WorkloadConfig
 from erhpc.results.record import LEVEL_COLUMNS, LevelIdentity
 from erhpc.results.summary import commonest_error, summarise_level
 from tests.unit.records import MS, SECOND, busy_records, make_failed, make_part, make_record, shift_record
@@ -16,6 +16,8 @@ from tests.unit.records import MS, SECOND, busy_records, make_failed, make_part,
 CLOSED = LevelIdentity(
     experiment="quickstart", run_id="20260101-120000-ab12", engine="vllm", level=0, users=1, num_replicas=1, num_gpus=1
 )
+CHANGING = WorkloadConfig(profile=ProfileConfig(kind="steps"))
+"""A load that is not meant to stay the same."""
 OPEN = replace(CLOSED, users=None, arrivals="poisson", rate_per_s=20.0)
 
 
@@ -25,8 +27,7 @@ def summarise(*parts, identity=CLOSED, **facts):
         "engine_lag_p99_s": None,
         "reasons": [],
         "slo": SloConfig(),
-        "burstiness": 1.0,
-        "thinks": False,
+        "workload": WorkloadConfig(),
         "capacity_tokens_per_s": None,
     }
     return summarise_level(identity, list(parts), **(usual | facts))
@@ -210,14 +211,14 @@ def test_arrivals_of_several_clients_are_audited_together():
 
 
 def test_a_rate_that_changes_within_the_window_is_not_tested_against_a_constant_one():
-    row = summarise(open_loop(seed=1, rate_per_s=5), identity=OPEN, meant_steady=False)
+    row = summarise(open_loop(seed=1, rate_per_s=5), identity=OPEN, workload=CHANGING)
 
     assert (row["arrival_ks_p"], row["invalid_reasons"]) == (None, [])
     assert row["gap_cv"] is not None
 
 
 def test_a_trace_is_tested_against_its_own_schedule():
-    row = summarise(open_loop(seed=1), identity=replace(OPEN, arrivals="trace", rate_per_s=None), meant_steady=False)
+    row = summarise(open_loop(seed=1), identity=replace(OPEN, arrivals="trace", rate_per_s=None), workload=CHANGING)
 
     assert row["arrival_ks_p"] == pytest.approx(1)
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erhpc.config import ArrivalConfig, ProfileConfig, ThinkTimeConfig, WorkloadConfig
 from erhpc.results.validity import find_invalid_reasons
 
 
@@ -44,8 +45,17 @@ def make_open_row(**changes):
     return make_row(**(opened | {"requests_ok": 3000} | changes))
 
 
-def find(row, **facts):
-    return find_invalid_reasons(row, interrupted=False, **facts)
+CHANGING = WorkloadConfig(profile=ProfileConfig(kind="spike"))
+"""A load that is not meant to stay the same."""
+
+
+def find(row, workload=None, **facts):
+    return find_invalid_reasons(row, interrupted=False, workload=workload or WorkloadConfig(), **facts)
+
+
+def find_open(row, burstiness=1.0):
+    arrivals = ArrivalConfig(kind=row["arrivals"], burstiness=burstiness)
+    return find(row, WorkloadConfig(arrivals=arrivals, trace="given", rates_per_s=[1.0]))
 
 
 @pytest.mark.parametrize("row", [make_row(), make_open_row()], ids=["closed loop", "open loop"])
@@ -54,7 +64,9 @@ def test_nothing_speaks_against_a_quiet_level(row):
 
 
 def test_an_interrupted_level_needs_no_other_reason():
-    assert find_invalid_reasons(make_row(users_held=1.0), interrupted=True, warmup_cut=True) == ["interrupted"]
+    assert find_invalid_reasons(
+        make_row(users_held=1.0), interrupted=True, warmup_cut=True, workload=WorkloadConfig()
+    ) == ["interrupted"]
 
 
 def test_one_failure_in_a_hundred_is_tolerated_and_two_are_not():
@@ -138,12 +150,12 @@ def test_users_must_be_held_but_half_a_user_is_no_defect(users, held, trusted):
 
 
 def test_users_who_pause_need_not_be_in_flight():
-    assert find(make_row(users_held=20.0), thinks=True) == []
+    assert find(make_row(users_held=20.0), WorkloadConfig(think_time=ThinkTimeConfig(mean_s=1.0))) == []
 
 
 def test_a_load_that_changes_within_the_window_is_not_held_against_a_constant_one():
-    assert find(make_row(users_held=20.0), meant_steady=False) == []
-    assert find(make_open_row(due_per_s=20.0, arrival_ks_p=1e-9), meant_steady=False) == []
+    assert find(make_row(users_held=20.0), CHANGING) == []
+    assert find(make_open_row(due_per_s=20.0, arrival_ks_p=1e-9), CHANGING) == []
 
 
 def test_a_level_too_short_to_be_called_steady_is_held_against_what_was_asked():
@@ -176,12 +188,12 @@ def test_an_open_loop_must_offer_the_rate_it_was_asked_for(due_per_s, trusted):
 def test_requests_that_were_missing_by_chance_are_no_defect(arrivals, burstiness, due_per_s, trusted):
     few = {"arrivals": arrivals, "rate_per_s": 1.0, "requests_ok": 30}
 
-    assert (find(make_open_row(**few, due_per_s=due_per_s), burstiness=burstiness) == []) is trusted
+    assert (find_open(make_open_row(**few, due_per_s=due_per_s), burstiness) == []) is trusted
 
 
 def test_a_trace_at_its_own_rate_is_offered_as_it_is():
-    assert find(make_open_row(arrivals="trace", rate_per_s=None)) == []
-    assert find(make_open_row(arrivals="trace", due_per_s=20.0)) == []
+    assert find_open(make_open_row(arrivals="trace", rate_per_s=None)) == []
+    assert find_open(make_open_row(arrivals="trace", due_per_s=20.0)) == []
 
 
 def test_arrivals_of_another_distribution_are_named():
@@ -218,6 +230,10 @@ def test_a_level_that_was_not_steady_says_how_it_changed():
         "not steady: rates still changed when the window began "
         "(12 requests in flight at its start, 88 at its end; Little's law gives 0.71 of the users held)"
     ]
+
+
+def test_an_open_loop_that_is_not_steady_is_overloaded_which_is_a_finding():
+    assert find_open(make_open_row(steady=False, in_flight_start=10, in_flight_end=900)) == []
 
 
 def test_clocks_matter_only_between_several_clients():

@@ -136,10 +136,17 @@ def test_a_level_without_an_answer_shows_no_number_and_why_it_is_invalid():
 
 
 def test_progress_is_told_while_a_level_runs_and_not_between_levels():
-    assert describe_progress(run_status()) == ""
-    assert describe_progress(run_status(progress=PROGRESS)) == (
-        "10 users, measure 12 s: 4,322 tok/s, TTFT p50 - ms, 9 in flight, 1 failed"
-    )
+    assert describe_progress(None) == ""
+    assert describe_progress(PROGRESS) == ("10 users, measure 12 s: 4,322 tok/s, TTFT p50 - ms, 9 in flight, 1 failed")
+
+
+def test_a_level_of_an_open_loop_is_told_by_its_rate():
+    assert describe_level(level(users=None, rate_per_s=12.5)).startswith(" 12.5 req/s")
+    assert describe_level(level(users=None)).startswith("trace")
+
+
+def test_progress_names_the_commonest_failure():
+    assert describe_progress(PROGRESS | {"commonest_failure": "status 429"}).endswith("1 failed (status 429)")
 
 
 def test_the_queue_is_told_until_the_run_speaks_for_itself():
@@ -166,7 +173,7 @@ def test_the_picture_holds_state_replicas_levels_and_progress():
 
     assert "quickstart/1  running: level 1" in text
     assert "a-0@n1 ready   b-0 planned" in text
-    assert any(line.split() == ["10", "12,346", "50", "200", "18.3", "42", "1"] for line in text.splitlines())
+    assert any(line.split() == ["10", "users", "12,346", "50", "200", "18.3", "42", "1"] for line in text.splitlines())
     assert "INVALID: interrupted" in text
     assert "level 2/2  10 users, measure 12 s" in during
 
