@@ -95,8 +95,8 @@ ARRIVALS_COLUMNS = (
     TableColumn("backlog", _show_backlog),
 )
 ARRIVALS_LEGEND = (
-    "Poisson arrivals have a gap CV and a dispersion index of 1, constant ones of 0. "
-    "A small p says that the gaps were not as asked."
+    "Latencies of open loops count from the scheduled time. Poisson arrivals have a gap CV and a dispersion index "
+    "of 1, constant ones of 0. A small p says that the gaps were not as asked."
 )
 
 

@@ -321,3 +321,9 @@ def test_a_search_is_told_in_one_sentence(kind, met, missed, sentence):
 
     assert describe_limits({"a": limit}, series_of(one)) == [f"search: {sentence}"]
     assert describe_limits({"a": limit}, series_of(one, two)) == [f"search of quickstart, a: {sentence}"]
+
+
+def test_the_table_of_arrivals_says_from_when_latencies_count():
+    assert "Latencies of open loops count from the scheduled time." in render(
+        make_open_level(1.0), table=arrivals_table
+    )
