@@ -24,7 +24,7 @@ from erhpc.cluster.process import ChildProcess
 from erhpc.config import LoadTestConfig
 from erhpc.errors import ConfigError, InputError, ProcessError
 from erhpc.experts.engine_log import first_error
-from erhpc.load.calibration import Calibration
+from erhpc.load.calibrating import read_capacity
 from erhpc.load.conductor import Conductor
 from erhpc.load.messages import encode_line, parse_report
 from erhpc.load.progress import Progress
@@ -126,7 +126,6 @@ class LoadTest:
         self._stop = stop
         self._on_progress = on_progress
         self._on_row = on_row
-        self._capacity_tokens_per_s: float | None = None
 
     async def conduct(self) -> str:
         """Run every level; returns what is to be said at the end.
@@ -156,9 +155,6 @@ class LoadTest:
         spec = CalibrationSpec(load=self._config.load, output=str(self._run.calibration))
         child = await self._start("calibration", "calibration", spec, lambda line: None)
         await self._wait_for([child])
-        if self._run.calibration.exists():
-            calibration = msgspec.json.decode(self._run.calibration.read_bytes(), type=Calibration)
-            self._capacity_tokens_per_s = calibration.capacity_tokens_per_s
 
     async def _run_level(self, level: int, point: LoadPoint) -> dict[str, Any]:
         config, num_workers = self._config, self._config.load.num_workers
@@ -257,10 +253,9 @@ class LoadTest:
             gateway_lag_p99_s=None,
             engine_lag_p99_s=None,
             reasons=["interrupted"] if self._stop.is_set() else [],
+            workload=config.workload,
             slo=config.slo,
-            burstiness=config.workload.arrivals.burstiness,
-            thinks=config.workload.think_time.mean_s > 0,
-            capacity_tokens_per_s=self._capacity_tokens_per_s,
+            capacity_tokens_per_s=read_capacity(self._run.calibration),
         )
         store.append_level(self._run, identity, parts, row)
         for path in paths:

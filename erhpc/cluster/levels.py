@@ -14,10 +14,12 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from erhpc.load.calibrating import read_capacity
+from erhpc.plan.levels import LoadPoint
 from erhpc.plan.plan import Plan, PlannedLevel
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
-from erhpc.results.paths import FIRST_CLIENT, RunPaths
+from erhpc.results.paths import RunPaths
 from erhpc.results.record import ClientPart, LevelIdentity
 from erhpc.results.summary import summarise_level
 from erhpc.results.telemetry import KEEP_S
@@ -57,23 +59,29 @@ class LevelStore:
     ) -> None:
         await self._session.close()
 
-    async def store(self, level: PlannedLevel, reasons: list[str]) -> dict[str, Any] | None:
+    async def store(self, level: PlannedLevel, point: LoadPoint, reasons: list[str]) -> dict[str, Any] | None:
         """Append a level's records and its row; returns the row, None when no client left records."""
-        part_path = self._run.part(level.level, FIRST_CLIENT)
-        if not part_path.exists():
+        paths = [self._run.part(level.level, worker) for worker in range(self._plan.experiment.load.num_workers)]
+        found = [path for path in paths if path.exists()]
+        if not found:
             return None
-        part = await asyncio.to_thread(store.read_part, part_path)
+        parts = await asyncio.to_thread(lambda: [store.read_part(path) for path in found])
+        lost = len(paths) - len(found)
+        reasons = [*reasons, *([f"{lost} of {len(paths)} client processes left no records"] if lost else [])]
         # Once a server died or the run was interrupted, silence has its reason already.
-        gateway_lag_s, engine_lag_s, silences = (None, None, []) if reasons else await self._read_lags(part)
+        gateway_lag_s, engine_lag_s, silences = (None, None, []) if reasons else await self._read_lags(parts)
         await self._save_gateway_metrics()
-        row = await asyncio.to_thread(self._append, level, part, gateway_lag_s, engine_lag_s, [*reasons, *silences])
-        part_path.unlink()
+        lags_s = (gateway_lag_s, engine_lag_s)
+        row = await asyncio.to_thread(self._append, level, point, parts, lags_s, [*reasons, *silences])
+        for path in found:
+            path.unlink()
         return row
 
-    async def _read_lags(self, part: ClientPart) -> tuple[float | None, float | None, list[str]]:
+    async def _read_lags(self, parts: list[ClientPart]) -> tuple[float | None, float | None, list[str]]:
         """Lag of the gateway, worst lag of the emulated experts since the window began, and who did not tell."""
-        # Rank 0 and its client share the node's monotonic clock; the drain after the window counts too.
-        window_s = min((time.monotonic_ns() - part.window_start_monotonic_ns) / 1e9, KEEP_S)
+        # The drain after the window counts too. Clients on other nodes have other clocks, but one window.
+        start_ns = min(part.window_start_monotonic_ns - part.clock_offset_ns for part in parts)
+        window_s = min((time.monotonic_ns() - start_ns) / 1e9, KEEP_S)
         servers = {"gateway": self._gateway_url} if self._gateway_url else {}
         if self._plan.is_emulated:
             names = (replica.replica for replica in self._plan.replicas)
@@ -106,32 +114,32 @@ class LevelStore:
     def _append(
         self,
         level: PlannedLevel,
-        part: ClientPart,
-        gateway_lag_s: float | None,
-        engine_lag_s: float | None,
+        point: LoadPoint,
+        parts: list[ClientPart],
+        lags_s: tuple[float | None, float | None],
         reasons: list[str],
     ) -> dict[str, Any]:
-        workload = self._plan.experiment.workload
+        experiment = self._plan.experiment
         identity = LevelIdentity(
-            experiment=self._plan.experiment.name,
+            experiment=experiment.name,
             run_id=self._run.root.name,
             engine=self._plan.engine,
             level=level.level,
-            arrivals=workload.arrivals.kind,
-            users=level.users,
+            arrivals=experiment.workload.arrivals.kind,
+            users=point.users,
+            rate_per_s=point.rate_per_s,
             num_replicas=len(self._plan.replicas),
             num_gpus=self._plan.num_gpus,
         )
         row = summarise_level(
             identity,
-            [part],
-            gateway_lag_p99_s=gateway_lag_s,
-            engine_lag_p99_s=engine_lag_s,
+            parts,
+            gateway_lag_p99_s=lags_s[0],
+            engine_lag_p99_s=lags_s[1],
             reasons=reasons,
-            slo=self._plan.experiment.slo,
-            burstiness=workload.arrivals.burstiness,
-            thinks=workload.think_time.mean_s > 0,
-            capacity_tokens_per_s=None,
+            workload=experiment.workload,
+            slo=experiment.slo,
+            capacity_tokens_per_s=read_capacity(self._run.calibration),
         )
-        store.append_level(self._run, identity, [part], row)
+        store.append_level(self._run, identity, parts, row)
         return row

@@ -45,6 +45,8 @@ class Exchange:
     replica: str | None = None
     stamped_by: Stamper = "loop"
     new_connection: bool = False
+    raw: list[bytes] | None = None
+    """The pieces of the response as they came, kept if a list is given."""
     error_kind: ErrorKind | None = None
     error_text: str | None = None
 

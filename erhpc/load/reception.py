@@ -88,6 +88,8 @@ class Reception:
         """Read what was kept since the last time."""
         pieces, stamps_ns = self._pieces, self._stamps_ns
         self._pieces, self._stamps_ns, self._unread_bytes = [], array("q"), 0
+        if self._exchange.raw is not None:
+            self._exchange.raw.extend(pieces)
         try:
             self._read_pieces(pieces, stamps_ns)
         except (HeadError, BodyError) as error:

@@ -9,16 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from erhpc.config import SloConfig, StopConfig
+from erhpc.results.validity import OVERLOAD_SIGNS
 
 
 def meets_slo_level(row: Mapping[str, Any], slo: SloConfig) -> bool | None:
     """Whether enough requests of a level met the SLO; None if the level is invalid or nothing was attained or missed.
 
-    `row` needs `valid` and `slo_attainment` of LEVEL_COLUMNS.
+    A level that is invalid for no other reason than that the server could not take it has missed the SLO. `row`
+    needs `valid`, `invalid_reasons` and `slo_attainment` of LEVEL_COLUMNS.
     """
-    if not row["valid"] or row["slo_attainment"] is None:
+    if row["slo_attainment"] is None:
         return None
-    return bool(row["slo_attainment"] >= slo.attainment)
+    is_met = bool(row["slo_attainment"] >= slo.attainment)
+    if row["valid"]:
+        return is_met
+    is_overloaded = all(reason.startswith(OVERLOAD_SIGNS) for reason in row["invalid_reasons"])
+    return False if is_overloaded and not is_met else None
 
 
 class StopRules:

@@ -102,6 +102,8 @@ class AiohttpClient:
         reader = AnswerReader(exchange)
         while data := await self._read(content, exchange):
             self.num_pieces += 1
+            if exchange.raw is not None:
+                exchange.raw.append(data)
             now_ns = self._clock()
             exchange.first_piece_ns = exchange.first_piece_ns or now_ns
             if reader.read(data, now_ns):

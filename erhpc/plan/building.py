@@ -164,7 +164,6 @@ def _count_cpus(
         return experiment.cluster.cpus_per_node
     # Levels run one after the other, so the first one's clients count for all.
     per_node: Counter[int] = Counter()
-    per_node.update(
-        process.node for process in processes if process.level in (None, 0) and process.kind != "calibration"
-    )
+    for process in processes:
+        per_node[process.node] += process.level in (None, 0) and process.kind != "calibration"
     return max(CPUS_PER_GPU * gpus_per_node if setting.requests_gpus else 0, *per_node.values())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from erhpc.config import SloConfig
+from erhpc.config import SloConfig, WorkloadConfig
 from erhpc.results import metrics
 from erhpc.results.audit import audit_arrivals
 from erhpc.results.record import LEVEL_COLUMNS, ClientPart, LevelIdentity, RequestRecord
@@ -39,9 +39,8 @@ def summarise_level(
     gateway_lag_p99_s: float | None,
     engine_lag_p99_s: float | None,
     reasons: Sequence[str],
+    workload: WorkloadConfig,
     slo: SloConfig,
-    burstiness: float,
-    thinks: bool,
     capacity_tokens_per_s: float | None,
 ) -> dict[str, Any]:
     """One row with exactly LEVEL_COLUMNS from what the clients of a level measured.
@@ -54,14 +53,13 @@ def summarise_level(
         gateway_lag_p99_s: how late the gateway ran; None without one.
         engine_lag_p99_s: how late the emulated experts ran; None for others.
         reasons: why the level is invalid as seen from outside (e.g. that a server died); they come first.
+        workload: what was asked for.
         slo: what an answer must fulfil.
-        burstiness: shape of the gamma distribution of gaps that was asked for (open loop).
-        thinks: whether users pause between requests (closed loop).
         capacity_tokens_per_s: what these clients can take, all together, by calibration; None if not calibrated.
     """
     sent = [record for part in parts for record in metrics.sent_in_window(part)]
     row = asdict(identity) | _summarise_clients(parts) | _summarise_flow(parts) | _summarise_requests(sent)
-    row |= _summarise_promises(sent, parts, slo) | _audit(identity, parts, burstiness)
+    row |= _summarise_promises(sent, parts, slo) | _audit(identity, parts, workload)
     row |= {"gateway_lag_p99_s": gateway_lag_p99_s, "engine_lag_p99_s": engine_lag_p99_s}
     row["client_margin"] = _ratio(capacity_tokens_per_s, row["output_tokens_per_s"])
     row = {name: _finite(value) for name, value in row.items()}
@@ -69,8 +67,7 @@ def summarise_level(
         row,
         interrupted=not parts or any(part.interrupted for part in parts),
         warmup_cut=any(part.warmup_cut for part in parts),
-        thinks=thinks,
-        burstiness=burstiness,
+        workload=workload,
         kept_late_p99_s=_quantile([metrics.send_late_s(record) for record in sent if not record.new_connection], 0.99),
         clock_uncertainty_s=max((part.clock_uncertainty_ns for part in parts), default=0) / NS_PER_S,
         commonest_error=commonest_error(sent),
@@ -156,7 +153,7 @@ def _summarise_promises(sent: Sequence[RequestRecord], parts: Sequence[ClientPar
     }
 
 
-def _audit(identity: LevelIdentity, parts: Sequence[ClientPart], burstiness: float) -> dict[str, Any]:
+def _audit(identity: LevelIdentity, parts: Sequence[ClientPart], workload: WorkloadConfig) -> dict[str, Any]:
     """How the requests of an open loop came, all clients together; nothing in a closed one."""
     window_ns = metrics.level_window_ns(parts)
     if identity.arrivals == "closed" or window_ns is None:
@@ -166,12 +163,12 @@ def _audit(identity: LevelIdentity, parts: Sequence[ClientPart], burstiness: flo
         metrics.sent_s(parts, start_ns),
         identity.arrivals,
         identity.rate_per_s,
-        burstiness,
+        workload.arrivals.burstiness,
         window_s=(end_ns - start_ns) / NS_PER_S,
         due_s=metrics.due_s(parts, start_ns) if identity.arrivals == "trace" else None,
     )
     # Where the rate changes within the window, the gaps are of no one distribution; a trace is its own.
-    is_testable = identity.arrivals == "trace" or _all_steady(parts) is not None
+    is_testable = identity.arrivals == "trace" or workload.is_steady
     ks_p = audit.ks_p if is_testable else None
     return {"gap_cv": audit.gap_cv, "dispersion_index": audit.dispersion_index, "arrival_ks_p": ks_p}
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from erhpc.config import WorkloadConfig
+
 MAX_FAILED_SHARE = 0.01
 MAX_CANCELLED_SHARE = 0.10
 MIN_USERS_HELD_SHARE = 0.90
@@ -42,6 +44,8 @@ by less than this are taken as the same."""
 MAX_CLOCK_UNCERTAINTY_S = 0.001
 """Windows of several clients and the order of their requests are known no better than their clocks; a millisecond is
 far below any TTFT."""
+OVERLOAD_SIGNS = ("no request sent in the window finished", "more than ", "window too short")
+"""How reasons begin that come of a server that could not take the load, and say nothing against the client."""
 SERVER_LAGS = (("gateway_lag_p99_s", "gateway"), ("engine_lag_p99_s", "emulated-expert"))
 
 
@@ -50,8 +54,7 @@ def find_invalid_reasons(
     *,
     interrupted: bool,
     warmup_cut: bool = False,
-    thinks: bool = False,
-    burstiness: float = 1.0,
+    workload: WorkloadConfig,
     kept_late_p99_s: float | None = None,
     clock_uncertainty_s: float = 0.0,
     commonest_error: str | None = None,
@@ -62,8 +65,7 @@ def find_invalid_reasons(
         row: LEVEL_COLUMNS but for the verdict.
         interrupted: a client was stopped, or left nothing.
         warmup_cut: the window began before every user had finished a request.
-        thinks: users pause between requests, so that fewer are in flight than there are users.
-        burstiness: shape of the gamma distribution of gaps that was asked for (open loop).
+        workload: what was asked for: whether users pause, how arrivals were to come, whether the load was to change.
         kept_late_p99_s: 99th percentile of sent minus scheduled over requests for which no connection was opened:
             a server that is slow to accept makes requests late as well, and is not the client's fault.
         clock_uncertainty_s: how well the worst of the clients' clocks was compared with the conductor's.
@@ -75,8 +77,8 @@ def find_invalid_reasons(
         *_find_request_reasons(row, commonest_error),
         *_find_client_reasons(row, kept_late_p99_s),
         *_find_server_reasons(row),
-        *_find_load_reasons(row, thinks),
-        *_find_arrival_reasons(row, burstiness),
+        *_find_load_reasons(row, workload),
+        *_find_arrival_reasons(row, workload),
         *_find_steadiness_reasons(row, warmup_cut),
         *_find_clock_reasons(row, clock_uncertainty_s),
     ]
@@ -127,21 +129,21 @@ def _find_lag(row: Mapping[str, Any], lag_s: float | None, what: str) -> Iterabl
         yield f"{what} {lag_s * 1000:.1f} ms > {limit_s * 1000:.1f} ms"
 
 
-def _find_load_reasons(row: Mapping[str, Any], thinks: bool) -> Iterable[str]:
+def _find_load_reasons(row: Mapping[str, Any], workload: WorkloadConfig) -> Iterable[str]:
     """Users that were missing; nothing in an open loop, nor where the number of users changes within the window."""
     num_users, num_held = row["users"], row["users_held"]
-    if num_users is None or num_held is None or thinks or not _is_meant_steady(row):
+    if num_users is None or num_held is None or workload.think_time.mean_s or not workload.is_steady:
         return
     if num_users - num_held > max(MISSING_USERS_TOLERATED, (1 - MIN_USERS_HELD_SHARE) * num_users):
         yield f"users held {num_held:.1f} of {num_users}"
 
 
-def _find_arrival_reasons(row: Mapping[str, Any], burstiness: float) -> Iterable[str]:
+def _find_arrival_reasons(row: Mapping[str, Any], workload: WorkloadConfig) -> Iterable[str]:
     """Requests that did not come as asked; nothing in a closed loop, nor where the rate changes within the window."""
-    if row["arrivals"] == "closed" or not _is_meant_steady(row):
+    if row["arrivals"] == "closed" or not workload.is_steady:
         return
     rate_per_s, due_per_s, ks_p = row["rate_per_s"], row["due_per_s"], row["arrival_ks_p"]
-    if None not in (rate_per_s, due_per_s) and _lacks_requests(row, burstiness):
+    if None not in (rate_per_s, due_per_s) and _lacks_requests(row, workload.arrivals.burstiness):
         share = f"{100 * MIN_DUE_SHARE:.0f} %"
         yield f"only {due_per_s:.1f} of {rate_per_s:.1f} requests per second were due: less than {share}"
     num_gaps = _count_sent(row) - 1
@@ -172,7 +174,7 @@ def _lacks_requests(row: Mapping[str, Any], burstiness: float) -> bool:
 def _find_steadiness_reasons(row: Mapping[str, Any], warmup_cut: bool) -> Iterable[str]:
     if warmup_cut:
         yield "not steady: warm-up ended before every user had finished a request"
-    elif row["steady"] is False:
+    elif row["steady"] is False and row["arrivals"] == "closed":  # in an open loop: overloaded, which is a finding
         ratio = row["littles_law_ratio"]
         littles_law = f"; Little's law gives {ratio:.2f} of the users held" if ratio is not None else ""
         in_flight = f"{row['in_flight_start']} requests in flight at its start, {row['in_flight_end']} at its end"
@@ -187,8 +189,3 @@ def _find_clock_reasons(row: Mapping[str, Any], clock_uncertainty_s: float) -> I
 
 def _count_sent(row: Mapping[str, Any]) -> int:
     return int(row["requests_ok"] + row["requests_failed"] + row["requests_cancelled"])
-
-
-def _is_meant_steady(row: Mapping[str, Any]) -> bool:
-    """Whether the load was to stay the same throughout; a level is tested for steadiness exactly then."""
-    return row["steady"] is not None

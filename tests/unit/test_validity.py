@@ -142,8 +142,13 @@ def test_users_who_pause_need_not_be_in_flight():
 
 
 def test_a_load_that_changes_within_the_window_is_not_held_against_a_constant_one():
-    assert find(make_row(users_held=20.0, steady=None)) == []
-    assert find(make_open_row(due_per_s=20.0, arrival_ks_p=1e-9, steady=None)) == []
+    assert find(make_row(users_held=20.0), meant_steady=False) == []
+    assert find(make_open_row(due_per_s=20.0, arrival_ks_p=1e-9), meant_steady=False) == []
+
+
+def test_a_level_too_short_to_be_called_steady_is_held_against_what_was_asked():
+    assert find(make_row(users_held=20.0, steady=None)) == ["users held 20.0 of 100"]
+    assert len(find(make_open_row(due_per_s=20.0, arrival_ks_p=1e-9, steady=None))) == 2
 
 
 def test_a_backlog_that_grows_is_a_finding_and_no_defect():
@@ -176,6 +181,7 @@ def test_requests_that_were_missing_by_chance_are_no_defect(arrivals, burstiness
 
 def test_a_trace_at_its_own_rate_is_offered_as_it_is():
     assert find(make_open_row(arrivals="trace", rate_per_s=None)) == []
+    assert find(make_open_row(arrivals="trace", due_per_s=20.0)) == []
 
 
 def test_arrivals_of_another_distribution_are_named():
