@@ -1,13 +1,13 @@
-"""Levels as figures: throughput and latency against users, and which expert answered. The only home of matplotlib.
+"""Levels as figures: throughput and latency against the load, and which expert answered. The only home of matplotlib.
 
-It reads a data frame and knows no run folder. Emulated results cannot be drawn without their mark.
+It reads a data frame and knows no run folder. Emulated results cannot be drawn without their mark, and closed and open
+loops not on one axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from erhpc.report.runs import MARK, is_all_emulated, is_emulated
-from erhpc.report.scales import choose_digits, choose_ticks, format_count, format_duration
+from erhpc.report.loads import read_loads, split_loops
+from erhpc.report.panels import Panel, choose_panels, name_load_axis
+from erhpc.report.runs import EXTERNAL, MARK, is_all_emulated, is_emulated
+from erhpc.report.scales import choose_digits, choose_ticks, format_load
 from erhpc.report.series import Series, split_series
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")
@@ -37,6 +39,7 @@ PANELS_PER_ROW = 3
 TITLE_INCHES = 0.45
 MARK_INCHES = 0.55
 OVERVIEW_INCHES = 11.5
+PANEL_ROW_INCHES = 4.2
 LEGEND_ROW_INCHES = 0.2
 LEGEND_HANDLE_INCHES = 0.65
 LEGEND_LETTER_INCHES = 0.075
@@ -45,41 +48,46 @@ LEGEND_LETTER_INCHES = 0.075
 Style = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One plot of the overview: a title, the columns drawn (with line style), and how its axis reads."""
+def write_figures(levels: pd.DataFrame, folder: Path, limits: Mapping[str, float] | None = None) -> list[Path]:
+    """Draw every figure of `levels` (LEVEL_COLUMNS of any number of runs) as PNG in `folder`; returns the files.
 
-    title: str
-    lines: tuple[tuple[str, str], ...]
-    format_value: Callable[[float], str]
-
-
-PANELS = (
-    Panel("Throughput: answer tokens per second", (("output_tokens_per_s", "-"),), format_count),
-    Panel("TTFT: time to first token, p50 and p99", (("ttft_p50_s", "-"), ("ttft_p99_s", "--")), format_duration),
-    Panel("TPOT: time per output token, p50 and p99", (("tpot_p50_s", "-"), ("tpot_p99_s", "--")), format_duration),
-    Panel("E2E: end-to-end latency, p50", (("e2e_p50_s", "-"),), format_duration),
-)
-
-
-def write_figures(levels: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw every figure of `levels` (LEVEL_COLUMNS of any number of runs) as PNG in `folder`; returns the files."""
+    Closed and open loops have an overview each. Figures that an earlier report left there and this one has no levels
+    for are deleted. `limits` is the largest load that met the SLO, by the id of the run that searched for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"overview.png": draw_overview(levels), "expert_share.png": draw_expert_share(levels)}
+    closed, opened = split_loops(levels)
+    figures = {
+        "overview.png": draw_overview(closed, limits) if len(closed) else None,
+        "overview_rate.png": draw_overview(opened, limits) if len(opened) else None,
+        "expert_share.png": draw_expert_share(levels) if any(levels["expert_share"]) else None,
+    }
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=DPI)
-    return [folder / name for name in figures]
+        if figure is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            figure.savefig(folder / name, dpi=DPI)
+    return [folder / name for name, figure in figures.items() if figure is not None]
 
 
-def draw_overview(levels: pd.DataFrame) -> Figure:
-    """Throughput, TTFT, TPOT and E2E against users: a colour and a line per run, hollow where a level is invalid."""
-    series = split_series(levels)
-    handles = [*_make_series_handles(series), *_make_style_handles(levels)]
+def draw_overview(levels: pd.DataFrame, limits: Mapping[str, float] | None = None) -> Figure:
+    """Throughput, latencies and, with an SLO, goodput against the load: a colour and a line per run.
+
+    An invalid level is hollow; a dotted line is the largest load that met the SLO (`limits`, by the run's id).
+
+    Raises:
+        ValueError: some levels are of closed loops and some of open ones.
+    """
+    series, panels = split_series(levels), choose_panels(levels)
+    marks = {index: limits[run.run_id] for index, run in enumerate(series) if limits and run.run_id in limits}
+    handles = [*_make_series_handles(series), *_make_style_handles(levels, list(marks.values()))]
     num_columns = choose_legend_columns([str(handle.get_label()) for handle in handles])
-    figure = Figure(figsize=(OVERVIEW_INCHES, 8.4 + LEGEND_ROW_INCHES * ceil(len(handles) / num_columns)))
-    for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+    height_inches = PANEL_ROW_INCHES * len(panels) / 2 + LEGEND_ROW_INCHES * ceil(len(handles) / num_columns)
+    figure = Figure(figsize=(OVERVIEW_INCHES, height_inches))
+    for axes, panel in zip(figure.subplots(len(panels) // 2, 2).flat, panels, strict=True):
         _draw_panel(axes, panel, levels, series)
-    _add_title(figure, levels, f"Expert Router under load: {_describe_runs(series)}")
+        for index, load in marks.items():
+            axes.axvline(load, color=_style_series(index)["color"], linestyle=":", linewidth=1.5, zorder=1.5)
+    _add_title(figure, levels, f"{_describe_subject(levels)} under load: {_describe_runs(series)}")
     figure.legend(handles=handles, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=9)
     return figure
 
@@ -116,29 +124,39 @@ def _style_series(index: int) -> Style:
 def _draw_panel(axes: Any, panel: Panel, levels: pd.DataFrame, series: Sequence[Series]) -> None:
     for index, run in enumerate(series):
         for column, line_style in panel.lines:
-            _draw_line(axes, run.levels.sort_values("users"), column, line_style, _style_series(index))
-    _draw_user_axis(axes, levels["users"])
-    if any((levels[column] > 0).any() for column, _ in panel.lines):
+            _draw_line(
+                axes, _sort_by_load(run.levels), column, line_style, _style_series(index), is_log=not panel.is_share
+            )
+    _draw_load_axis(axes, levels)
+    columns = [column for column, _ in panel.lines]
+    if panel.is_share:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: panel.format_value(value)))
+    elif (levels[columns] > 0).any(axis=None):
         axes.set_yscale("log")
         _label_value_axis(axes, panel.format_value)
     else:
-        _say_nothing_to_draw(axes, levels)
+        _say_nothing_to_draw(axes, levels, columns)
     axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
     axes.grid(visible=True, which="major", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     _add_watermark(axes, levels, BELOW_LINES)
 
 
-def _draw_line(axes: Any, run: pd.DataFrame, column: str, line_style: str, style: Style) -> None:
+def _sort_by_load(levels: pd.DataFrame) -> pd.DataFrame:
+    return levels.assign(load=read_loads(levels)).sort_values("load")
+
+
+def _draw_line(axes: Any, run: pd.DataFrame, column: str, line_style: str, style: Style, *, is_log: bool) -> None:
     # A log axis has no place for zero: a line towards it would point at a value that was not measured.
-    drawn = run[column].where(run[column] > 0)
-    users, values = (numbers.to_numpy(dtype=float, na_value=float("nan")) for numbers in (run["users"], drawn))
+    drawn = run[column].where(run[column] > 0) if is_log else run[column]
+    loads, values = (numbers.to_numpy(dtype=float, na_value=float("nan")) for numbers in (run["load"], drawn))
     valid = run["valid"].to_numpy(dtype=bool)
     width = 1.8 if line_style == "-" else 1.3
-    axes.plot(users, values, line_style, color=style["color"], linewidth=width, zorder=2)
+    axes.plot(loads, values, line_style, color=style["color"], linewidth=width, zorder=2)
     for chosen, fill in ((valid, style["color"]), (~valid, "white")):
         axes.plot(
-            users[chosen],
+            loads[chosen],
             values[chosen],
             linestyle="none",
             marker=style["marker"],
@@ -149,19 +167,23 @@ def _draw_line(axes: Any, run: pd.DataFrame, column: str, line_style: str, style
         )
 
 
-def _say_nothing_to_draw(axes: Any, levels: pd.DataFrame) -> None:
-    text = "no values" if levels["requests_ok"].any() else "no answers"
+def _say_nothing_to_draw(axes: Any, levels: pd.DataFrame, columns: Sequence[str]) -> None:
+    answered = "0 at every level" if levels[columns].notna().any(axis=None) else "no values"
+    text = answered if levels["requests_ok"].any() else "no answers"
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=13, color=MUTED_COLOUR)
     axes.set_yticks([])
 
 
-def _draw_user_axis(axes: Any, users: Iterable[int]) -> None:
-    ticks = choose_ticks(int(count) for count in users)
+def _draw_load_axis(axes: Any, levels: pd.DataFrame) -> None:
+    ticks = choose_ticks(load for load in read_loads(levels) if load > 0)
+    axes.set_xlabel(name_load_axis(levels))
+    if not ticks:
+        axes.set_xticks([])
+        return
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
+    axes.set_xticks(ticks, [format_load(load) for load in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(ticks[0] / 1.3, max(ticks[-1], ticks[0] * 2) * 1.3)
-    axes.set_xlabel("concurrent users")
 
 
 def _label_value_axis(axes: Any, format_value: Callable[[float], str]) -> None:
@@ -172,20 +194,19 @@ def _label_value_axis(axes: Any, format_value: Callable[[float], str]) -> None:
 
 
 def _draw_shares(axes: Any, run: Series, experts: Sequence[str]) -> None:
-    levels = run.levels.sort_values("users").to_dict("records")
+    levels = _sort_by_load(run.levels).to_dict("records")
     for position, level in enumerate(levels):
         bottom = 0.0
         for expert, share in sorted(level["expert_share"].items()):
             axes.bar(position, share, bottom=bottom, width=0.72, **_style_expert(experts.index(expert)))
             bottom += share
         if not level["expert_share"]:
-            axes.text(position, 0.5, "no answer", rotation=90, ha="center", va="center", color=MUTED_COLOUR)
+            text = "experts not known" if level["requests_ok"] else "no answer"
+            axes.text(position, 0.5, text, rotation=90, ha="center", va="center", color=MUTED_COLOUR)
     axes.set_title(run.full_name.replace(", ", "\n"), loc="left", fontsize=9)
-    names = [f"{level['users']:,}{'' if level['valid'] else '*'}" for level in levels]
+    names = [f"{_name_load(level['load'])}{'' if level['valid'] else '*'}" for level in levels]
     axes.set_xticks(range(len(levels)), names, fontsize=9 if len(levels) < 8 else 7)
-    axes.set_xlabel(
-        "concurrent users" + ("" if all(level["valid"] for level in levels) else "   (* not to be trusted)")
-    )
+    axes.set_xlabel(name_load_axis(run.levels) + ("" if run.levels["valid"].all() else "   (* not to be trusted)"))
     axes.set_ylim(0, 1)
     # A few bars keep to the middle, or they would be as wide as the panel.
     margin = 0.6 + 0.3 * max(0, 3 - len(levels))
@@ -193,6 +214,10 @@ def _draw_shares(axes: Any, run: Series, experts: Sequence[str]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.spines[["top", "right"]].set_visible(False)
     _add_watermark(axes, run.levels, ABOVE_BARS)
+
+
+def _name_load(load: float) -> str:
+    return format_load(load) if isfinite(load) else "?"
 
 
 def _style_expert(index: int) -> Style:
@@ -233,11 +258,20 @@ def _make_series_handles(series: Sequence[Series]) -> Iterator[Line2D]:
         yield Line2D([], [], linewidth=1.8, label=run.name, **_style_series(index))
 
 
-def _make_style_handles(levels: pd.DataFrame) -> Iterator[Line2D]:
-    yield Line2D([], [], color=MUTED_COLOUR, label="p50, throughput")
+def _make_style_handles(levels: pd.DataFrame, limits: Sequence[float]) -> Iterator[Line2D]:
+    solid = "p50, throughput" if levels["slo_attainment"].isna().all() else "p50, throughput, SLO"
+    yield Line2D([], [], color=MUTED_COLOUR, label=solid)
     yield Line2D([], [], color=MUTED_COLOUR, linestyle="--", label="p99")
     if not levels["valid"].all():
         yield Line2D([], [], color=MUTED_COLOUR, marker="o", markerfacecolor="white", label="hollow: not to be trusted")
+    if limits:
+        # The limit is one of several levels close to each other, so its tick may bear no label.
+        label = f"largest load that met the SLO: {', '.join(map(format_load, limits))}"
+        yield Line2D([], [], color=MUTED_COLOUR, linestyle=":", label=label)
+
+
+def _describe_subject(levels: pd.DataFrame) -> str:
+    return "External server" if (levels["engine"] == EXTERNAL).all() else "Expert Router"
 
 
 def _describe_runs(series: Sequence[Series]) -> str:

@@ -15,6 +15,8 @@ from erhpc.results.paths import RunPaths
 from erhpc.results.store import read_levels
 
 EMULATED = "emulated"
+EXTERNAL = "external"
+"""The engine of a server that erhpc did not start: it may be anything, and is measured, not emulated."""
 MARK = "EMULATED: not measured on GPUs"
 """What everything that shows an emulated result says."""
 
@@ -47,7 +49,7 @@ def load_levels(runs: Sequence[RunPaths]) -> pd.DataFrame:
     frames = [frame for frame in (read_levels(run.root) for run in runs) if len(frame)]
     if not frames:
         names = ", ".join(str(run.root) for run in runs) or "nothing"
-        raise InputError(f"No levels in {names}. A run has its first level when its first number of users is done.")
+        raise InputError(f"No levels in {names}. A run has its first level when its first load is done.")
     return pd.concat(frames, ignore_index=True)
 
 

@@ -13,12 +13,12 @@ FINE_DIGITS = tuple(digit / 10 for digit in (*range(10, 20), *range(20, 50, 2), 
 """From 1 to 10 in steps of 4 to 10 percent."""
 
 
-def choose_ticks(users: Iterable[int]) -> list[int]:
+def choose_ticks(loads: Iterable[float]) -> list[float]:
     """The levels to label on a log axis: all of them, less those that would touch a larger neighbour's label."""
-    ticks: list[int] = []
-    for count in sorted(set(users), reverse=True):
-        if not ticks or ticks[-1] / count >= MIN_TICK_RATIO:
-            ticks.append(count)
+    ticks: list[float] = []
+    for load in sorted(set(loads), reverse=True):
+        if not ticks or ticks[-1] / load >= MIN_TICK_RATIO:
+            ticks.append(load)
     return ticks[::-1]
 
 
@@ -34,6 +34,11 @@ def choose_digits(span: float) -> tuple[float, ...]:
 def format_duration(value_s: float) -> str:
     """An axis label for a duration in seconds: 20 ms, 1.5 s."""
     return f"{value_s * 1000:.4g} ms" if value_s < 0.9995 else f"{value_s:.4g} s"
+
+
+def format_load(value: float) -> str:
+    """An axis label for a load: 1,000 users as they are, a rate to three digits."""
+    return format_count(value if value == round(value) else float(f"{value:.3g}"))
 
 
 def format_count(value: float) -> str:
