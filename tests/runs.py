@@ -13,7 +13,14 @@ from erhpc.results.paths import RunPaths
 from erhpc.results.store import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ("workload=short", "workload.measure_s=2", "workload.warmup_s=0.5", "workload.drain_s=10")
+QUICK = (
+    "workload=short",
+    "workload.measure_s=2",
+    "workload.warmup_s=0.5",
+    "workload.warmup_max_s=3",
+    "workload.drain_s=10",
+    "load.calibrate=false",
+)
 
 
 def run_verb(verb, *arguments, check=True, timeout=240, **options):

@@ -144,8 +144,8 @@ def _plan_processes(
     for level in range(len(plan_levels(experiment.workload, experiment.search))):
         for worker in range(experiment.load.num_workers):
             node = layout.client_nodes[worker % len(layout.client_nodes)]
-            port = GATEWAY_PORT if routed else None
-            processes.append(commands.command_client(experiment, replicas, level, worker, node, port, python))
+            gateway = GATEWAY_PORT if routed else None
+            processes.append(commands.command_client(experiment, replicas, level, worker, node, gateway, python))
     return tuple(processes)
 
 
