@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from erhpc.config import ArchitectureConfig
 from erhpc.corpus.prompts import read_prompts
 from erhpc.experts.model_directory import write_model_directory
@@ -59,7 +61,15 @@ def model_directory() -> Path:
         folder, TINY, dtype="float32", quantization=None, max_model_len=8192, weights="dummy", seed=0,
         training_text=text,
     )  # fmt: skip
+    _drop_bos(folder / "tokenizer.json")
     return folder
+
+
+def _drop_bos(path: Path) -> None:
+    """Encoding adds no token of its own: some peers encode each frame by itself and would count two tokens in it."""
+    tokenizer = msgspec.json.decode(path.read_bytes())
+    if tokenizer["post_processor"] is not None:
+        path.write_bytes(msgspec.json.encode(tokenizer | {"post_processor": None}))
 
 
 def find_interpreter(name: str) -> str:

@@ -92,4 +92,53 @@ def _report_of_serving(result: dict[str, float]) -> Report:
     return Report(ttft, gap, result["output_throughput"], int(result["completed"]))
 
 
-PEERS: dict[str, Client] = {"vllm": VllmServe(), "sglang": SglangRust()}
+class InferencePerf:
+    """inference-perf with one worker, as it has one core; reports over the whole run."""
+
+    name = "inference-perf"
+    VERSION = "0.5.0"
+
+    def prepare(self) -> None:
+        """Install it; it needs a newer Python than erhpc."""
+        self._python = environments.installed_python(
+            "inference-perf", "inference-perf", self.VERSION, python="python3.12"
+        )
+
+    def command(self, case: Case) -> list[str]:
+        """Its configuration is a file; JSON is YAML."""
+        config = {
+            "api": {"type": "completion", "streaming": True},
+            "data": {
+                "type": "random",
+                "input_distribution": _fixed(PROMPT_TOKENS, case.requests),
+                "output_distribution": _fixed(case.tokens, case.requests),
+            },
+            "load": {
+                "type": "concurrent",
+                "num_workers": 1,
+                "stages": [{"num_requests": case.requests, "concurrency_level": case.users}],
+            },
+            "server": {"type": "vllm", "model_name": case.model, "base_url": case.url, "ignore_eos": True},
+            "tokenizer": {"pretrained_model_name_or_path": str(case.model_directory)},
+            "report": {"request_lifecycle": {"percentiles": [50, 99]}, "prometheus": None},
+            "storage": {"local_storage": {"path": str(case.folder / "reports")}},
+        }
+        (case.folder / "config.yaml").write_bytes(msgspec.json.encode(config))
+        return [str(self._python.with_name("inference-perf")), "-c", str(case.folder / "config.yaml")]
+
+    def read_report(self, case: Case) -> Report:
+        """Its summary; seconds."""
+        summary = msgspec.json.decode((case.folder / "reports" / "summary_lifecycle_metrics.json").read_bytes())
+        successes = summary["successes"]
+        ttft, gap = (
+            Latencies(*(successes["latency"][name][key] * 1000 for key in ("mean", "median", "p99")))
+            for name in ("time_to_first_token", "inter_token_latency")
+        )
+        return Report(ttft, gap, successes["throughput"]["output_tokens_per_sec"], successes["count"])
+
+
+def _fixed(tokens: int, count: int) -> dict[str, int]:
+    return {"min": tokens, "max": tokens, "mean": tokens, "std_dev": 0, "total_count": count}
+
+
+PEERS: dict[str, Client] = {"vllm": VllmServe(), "sglang": SglangRust(), "inference-perf": InferencePerf()}
