@@ -44,6 +44,8 @@ class Report:
     """How many finished requests these are about."""
     window_ns: tuple[int, int] | None = None
     """CLOCK_MONOTONIC times between which the requests counted were sent; None: the whole run."""
+    is_steady: bool = False
+    """The window holds neither ramp nor drain."""
 
 
 class Client(Protocol):

@@ -46,6 +46,7 @@ class ErhpcClient:
             tokens_per_s=metrics.output_tokens_per_s(part),
             requests=len(measured),
             window_ns=(part.window_start_monotonic_ns, part.window_end_monotonic_ns),
+            is_steady=True,
         )
 
 

@@ -46,13 +46,10 @@ def compare(client: str, repeat: int, case: Case, report: Report, whole: Truth, 
     """`whole` is the truth of all requests of the client, its warm-up too; raises ValueError if none got a token."""
     if not len(whole.sent_ns):
         raise ValueError(f"{client} sent no request that got a token")
-    if report.window_ns is None:
-        same = truths.last_requests(whole, report.requests)
-        steady = truths.steady_window(same)
-        true_tokens_per_s = truths.whole_run_tokens_per_s(same)
-    else:
-        same, steady = truths.arrived_between(whole, *report.window_ns), report.window_ns
-        true_tokens_per_s = truths.tokens_per_s(whole, *steady)
+    same, true_tokens_per_s = _reported_on(case, report, whole)
+    if not len(same):
+        raise ValueError(f"none of the requests of {client} got all its tokens")
+    steady = report.window_ns if report.window_ns and report.is_steady else truths.steady_window(whole)
     nominal = truths.possible_tokens_per_s(
         case.users, case.tokens, whole.ttft_ns / NS_PER_MS, whole.gap_ns / NS_PER_MS
     )  # fmt: skip
@@ -76,3 +73,12 @@ def compare(client: str, repeat: int, case: Case, report: Report, whole: Truth, 
         kernel_arrivals=whole.kernel_arrivals / len(whole),
         seconds=float(whole.sent_ns.max() - whole.arrival_ns.min()) / truths.NS_PER_S,
     )
+
+
+def _reported_on(case: Case, report: Report, whole: Truth) -> tuple[Truth, float]:
+    """The requests that the report is about, and the true token rate over the same span."""
+    complete = truths.select(whole, whole.num_tokens == case.tokens)
+    if report.window_ns is None:
+        same = truths.last_requests(complete, report.requests)
+        return same, truths.whole_run_tokens_per_s(same) if len(same) else 0.0
+    return truths.arrived_between(complete, *report.window_ns), truths.tokens_per_s(whole, *report.window_ns)

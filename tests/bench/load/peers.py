@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from tests.bench.load import environments
@@ -141,4 +143,96 @@ def _fixed(tokens: int, count: int) -> dict[str, int]:
     return {"min": tokens, "max": tokens, "mean": tokens, "std_dev": 0, "total_count": count}
 
 
-PEERS: dict[str, Client] = {"vllm": VllmServe(), "sglang": SglangRust(), "inference-perf": InferencePerf()}
+class Aiperf:
+    """aiperf; reports over the whole run, gaps as its "inter chunk latency" (its ITL is a mean per request)."""
+
+    name = "aiperf"
+    VERSION = "0.13.0"
+
+    def prepare(self) -> None:
+        """Install it."""
+        self._python = environments.installed_python("aiperf", "aiperf", self.VERSION)
+
+    def command(self, case: Case) -> list[str]:
+        """By time, as it may hold few of the users; what is in flight then may finish."""
+        return [
+            # It refuses a tokenizer in a directory if told to be offline.
+            "env", "-u", "HF_HUB_OFFLINE", "-u", "TRANSFORMERS_OFFLINE",
+            str(self._python.with_name("aiperf")), "profile",
+            "--model", case.model, "--url", case.url, "--endpoint-type", "chat", "--streaming",
+            "--tokenizer", str(case.model_directory), "--use-server-token-count",
+            "--concurrency", str(case.users), "--benchmark-duration", str(case.seconds),
+            "--benchmark-grace-period", "60", "--prompt-input-tokens-mean", str(PROMPT_TOKENS),
+            "--prompt-output-tokens-mean", str(case.tokens), "--random-seed", "1",
+            "--output-artifact-dir", str(case.folder / "artifacts"),
+            "--ui", "none", "--no-server-metrics", "--no-gpu-telemetry",
+        ]  # fmt: skip
+
+    def read_report(self, case: Case) -> Report:
+        """Its JSON export."""
+        export = msgspec.json.decode((case.folder / "artifacts" / "profile_export_aiperf.json").read_bytes())
+        ttft, gap = (
+            Latencies(*(export[name][key] for key in ("avg", "p50", "p99")))
+            for name in ("time_to_first_token", "inter_chunk_latency")
+        )
+        return Report(ttft, gap, export["output_token_throughput"]["avg"], int(export["request_count"]["avg"]))
+
+
+class Guidellm:
+    """guidellm with its default of ten worker processes; its gaps are one mean per request, so p99 hides stalls.
+
+    It cuts what is in flight at the end and reports latencies of the requests that finished.
+    """
+
+    name = "guidellm"
+    VERSION = "0.8.1"
+
+    def prepare(self) -> None:
+        """Install it, PyTorch with it: 6 GB."""
+        self._python = environments.installed_python("guidellm", "guidellm", self.VERSION)
+
+    def command(self, case: Case) -> list[str]:
+        """By time, as it may hold few of the users."""
+        return [
+            str(self._python.with_name("guidellm")), "run", "--disable-console",
+            "--backend", f"kind=openai_http,target={case.url},model={case.model}",
+            "--profile", f"kind=concurrent,streams={case.users}",
+            "--constraint", f"kind=max_duration,seconds={case.seconds}",
+            "--tokenizer", f"kind=hf_auto,model={case.model_directory}",
+            "--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={case.tokens}",
+            "--output", f"kind=json,path={case.folder / 'benchmarks.json'}",
+        ]  # fmt: skip
+
+    def read_report(self, case: Case) -> Report:
+        """The one benchmark of its file; its times are time.time()."""
+        [benchmark] = msgspec.json.decode((case.folder / "benchmarks.json").read_bytes())["benchmarks"]
+        metrics = benchmark["metrics"]
+        ttft, gap = (
+            Latencies(found["mean"], found["percentiles"]["p50"], found["percentiles"]["p99"])
+            for found in (
+                metrics["time_to_first_token_ms"]["successful"],
+                metrics["inter_token_latency_ms"]["successful"],
+            )
+        )
+        start_ns, end_ns = (to_monotonic_ns(benchmark[name]) for name in ("start_time", "end_time"))
+        return Report(
+            ttft,
+            gap,
+            metrics["output_tokens_per_second"]["total"]["mean"],
+            metrics["request_totals"]["successful"],
+            (start_ns, end_ns),
+        )
+
+
+def to_monotonic_ns(time_s: float) -> int:
+    """A reading of time.time() on this machine as CLOCK_MONOTONIC, unless the clock was set since."""
+    return round(time_s * 1e9) + time.monotonic_ns() - time.time_ns()
+
+
+PEERS: dict[str, Client] = {
+    "vllm": VllmServe(),
+    "sglang": SglangRust(),
+    "guidellm": Guidellm(),
+    "aiperf": Aiperf(),
+    "inference-perf": InferencePerf(),
+}

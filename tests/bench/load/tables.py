@@ -55,7 +55,7 @@ TRUTH_COLUMNS = (
 HEADING = """
 {users} users: reported minus true, ms; median of {repeats} repeats (least..most)
   rate told: token rate reported over the true one; of possible: true rate in steady state over that of a client that
-  is never late; held: requests in flight in steady state"""
+  is never late; held: requests in flight in steady state; RSS: of all its processes, shared pages counted in each"""
 TRUTH_HEADING = """
 {users} users: the truth, ms (as the mock recorded it during each client's run)"""
 
