@@ -37,11 +37,11 @@
 enum { BACKLOG = 4096, MAX_EVENTS = 256, READ_BYTES = 1 << 16, FRAME_BYTES = 1024, DEFAULT_TOKENS = 64 };
 enum { MAX_TOKENS = 1000000, MAX_REQUEST_BYTES = 1 << 26, ACCEPTS_PER_TURN = 64 };
 #define NS_PER_S 1000000000LL
-#define TURN_NS 100000
+#define TURN_NS 250000
 
 struct request {
   struct connection *connection; /* NULL once ended */
-  int64_t arrival_ns, ended_ns, due_ns;
+  int64_t arrival_ns, ended_ns;
   int64_t num_tokens, sent; /* asked for, sent so far */
   int chat, usage, usage_in_frames, prompt_tokens;
   int64_t number;
@@ -66,7 +66,8 @@ static int stamped_by_kernel; /* the arrival at hand */
 static const char *model = "mock", *text = " the", *truth_file;
 static int stamp, epoll_fd, timer_fd, listen_fd;
 static volatile sig_atomic_t stopped;
-static struct request **requests, **heap;
+static struct request **requests;
+static struct due { int64_t ns; struct request *request; } *heap;
 static size_t num_requests, requests_size, heap_length, heap_size;
 
 static int64_t clock_ns(clockid_t id) {
@@ -101,26 +102,25 @@ static void sample_offset(void) {
 }
 
 /* The heap of due requests. */
-static void sift_down(size_t at) {
+static void sift_down(struct due moved) {
+  size_t at = 0;
   for (size_t child; (child = 2 * at + 1) < heap_length; at = child) {
-    if (child + 1 < heap_length && heap[child + 1]->due_ns < heap[child]->due_ns) child++;
-    if (heap[at]->due_ns <= heap[child]->due_ns) return;
-    struct request *swapped = heap[at];
+    if (child + 1 < heap_length && heap[child + 1].ns < heap[child].ns) child++;
+    if (moved.ns <= heap[child].ns) break;
     heap[at] = heap[child];
-    heap[child] = swapped;
   }
+  heap[at] = moved;
 }
 
-static void push_due(struct request *request) {
+static void push_due(int64_t ns, struct request *request) {
   heap = grown(heap, &heap_size, heap_length + 1, sizeof *heap);
   size_t at = heap_length++;
-  for (; at && heap[(at - 1) / 2]->due_ns > request->due_ns; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
-  heap[at] = request;
+  for (; at && heap[(at - 1) / 2].ns > ns; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+  heap[at] = (struct due){ns, request};
 }
 
 static void pop_due(void) {
-  heap[0] = heap[--heap_length];
-  sift_down(0);
+  if (--heap_length) sift_down(heap[heap_length]);
 }
 
 /* Sending. What the socket does not take waits in `out`. */
@@ -236,9 +236,7 @@ static void send_token(struct request *request) {
   send_bytes(connection, bytes, length);
   request->sent++;
   if (!last) {
-    request->due_ns = request->arrival_ns + ttft_ns + request->sent * gap_ns;
-    heap[0] = request;
-    sift_down(0);
+    sift_down((struct due){request->arrival_ns + ttft_ns + request->sent * gap_ns, request});
     return;
   }
   pop_due();
@@ -303,12 +301,11 @@ static void begin(struct connection *connection, const char *body, int chat, int
   request->number = next_number++;
   request->frame_length = token_frame(request->frame, FRAME_BYTES, request, 0, 0);
   request->arrival_ns = arrival_ns;
-  request->due_ns = arrival_ns + ttft_ns;
   connection->request = request;
   kernel_arrivals += stamped_by_kernel;
   requests = grown(requests, &requests_size, num_requests + 1, sizeof *requests);
   requests[num_requests++] = request;
-  push_due(request);
+  push_due(arrival_ns + ttft_ns, request);
   send_bytes(connection, head, sizeof head - 1);
 }
 
@@ -410,10 +407,8 @@ static void end_connection(struct connection *connection) {
   struct request *request = connection->request;
   if (request) {
     size_t at = 0;
-    while (heap[at] != request) at++;
-    heap[at]->due_ns = INT64_MIN; /* to the top, and out */
-    for (; at; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
-    heap[0] = request;
+    while (heap[at].request != request) at++;
+    for (; at; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2]; /* to the top, and out */
     pop_due();
     request->ended_ns = now_ns();
     request->connection = NULL;
@@ -495,7 +490,7 @@ static void serve_until(int64_t end_ns) {
   for (int64_t now = now_ns(), sampled_ns = 0; !stopped && now < end_ns; now = now_ns()) {
     if (now - sampled_ns > NS_PER_S) sample_offset(), sampled_ns = now;
     /* Tokens due within TURN_NS of the last turn go together: a timer for each would cost as much as sending it. */
-    int64_t next_ns = heap_length && heap[0]->due_ns < end_ns ? heap[0]->due_ns : end_ns;
+    int64_t next_ns = heap_length && heap[0].ns < end_ns ? heap[0].ns : end_ns;
     arm_timer(next_ns > now + TURN_NS || next_ns <= now ? next_ns : now + TURN_NS);
     int count = epoll_wait(epoll_fd, events, MAX_EVENTS, -1);
     for (int i = 0; i < count; i++) {
@@ -507,7 +502,7 @@ static void serve_until(int64_t end_ns) {
         if (events[i].events & ~EPOLLOUT) receive(connection);
       }
     }
-    while (heap_length && heap[0]->due_ns <= now_ns()) send_token(heap[0]);
+    while (heap_length && heap[0].ns <= now_ns()) send_token(heap[0].request);
   }
 }
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,25 +88,27 @@ def _sample(session: int, cost: Cost, cpu_of: dict[int, int]) -> None:
 
 
 def processes_of(session: int) -> list[int]:
-    """Ids of the processes of a session."""
+    """Ids of the processes of a session that have not ended."""
     found = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
         try:
-            if os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
-        except ProcessLookupError:
-            continue
+            stat = Path(entry.path, "stat").read_text()
+        except OSError:
+            continue  # it has just ended
+        # proc(5): the name stands in brackets and may hold anything; state, parent, group and session follow it.
+        state, _, _, its_session = stat.rpartition(")")[2].split()[:4]
+        if int(its_session) == session and state not in "ZX":
+            found.append(int(entry.name))
     return found
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    for pid in processes_of(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    while left := processes_of(process.pid):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
