@@ -34,7 +34,7 @@ def case_of(users: int = 2) -> Case:
 
 def measured(client: str = "erhpc", *, users: int = 1000, repeat: int = 0, late_ms: float = 0.0) -> Measurement:
     report = Report(Latencies(100 + late_ms, 100.0, 100 + late_ms), Latencies(20.0, 20.0, 20.0), 16.0, 20)
-    cost = Cost(times_ns=[0, 1200 * MS], cpu_ns=[0, 400_000], peak_rss_bytes=2**20)
+    cost = Cost([0, 1200 * MS, 1300 * MS], cpu_ns=[0, 400_000, 900_000], rss_bytes=[2**20, 2**20, 2**22])
     found = compare(client, repeat, case_of(), report, steady_truth(), cost)
     return replace(found, users=users, held=float(users))
 
@@ -48,6 +48,7 @@ def test_a_measurement_compares_the_report_with_the_truth_of_the_same_requests()
     assert found.possible_share == pytest.approx(1.0, abs=0.05)
     assert found.true_tokens_per_s == pytest.approx(40 / 1.2)
     assert found.cpu_us_per_token == pytest.approx(10, rel=0.1)
+    assert found.peak_rss_bytes == 2**20
 
 
 def test_probes_and_answers_that_were_cut_are_left_out_of_the_comparison():
@@ -60,7 +61,7 @@ def test_probes_and_answers_that_were_cut_are_left_out_of_the_comparison():
     )  # fmt: skip
     report = Report(Latencies(None, None, None), Latencies(None, None, None), None, 20)
 
-    found = compare("peer", 0, case_of(), report, more, Cost([0, 1], [0, 0]))
+    found = compare("peer", 0, case_of(), report, more, Cost([0, 1], [0, 0], [0, 0]))
 
     assert (found.true_requests, found.true_ttft.p99_ms) == (20, 100.0)
 
@@ -71,7 +72,7 @@ def test_a_client_that_sent_nothing_is_a_failure():
     report = Report(Latencies(1.0, 1.0, 1.0), Latencies(1.0, 1.0, 1.0), 1.0, 1)
 
     with pytest.raises(ValueError, match="no request"):
-        compare("peer", 0, case_of(), report, nothing, Cost([0], [0]))
+        compare("peer", 0, case_of(), report, nothing, Cost([0], [0], [0]))
 
 
 def test_tables_show_the_median_and_the_spread_of_the_repeats():
@@ -116,7 +117,7 @@ def test_the_cost_of_a_client_counts_its_children_and_its_core(tmp_path: Path):
 
     # What is spent between the last look and the end of a process, half a second at most each, is not seen.
     assert 0.5e9 < cost.cpu_ns[-1] < 3e9
-    assert cost.peak_rss_bytes > 5_000_000
+    assert cost.peak_rss_between_bytes(cost.times_ns[0], cost.times_ns[-1]) > 5_000_000
     assert (tmp_path / "stdout").read_text().splitlines() == [f"{{{CORE}}}"] * 2
 
 

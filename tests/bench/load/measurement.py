@@ -34,6 +34,7 @@ class Measurement:
     cpu_us_per_token: float
     """CPU time of all the client's processes in steady state over the tokens sent meanwhile."""
     peak_rss_bytes: int
+    """From the first arrival to the last token: neither start-up nor the summing up."""
     mock_late_p99_ms: float
     """How late the mock was against its schedule: large values mean that the mock was short of CPU."""
     kernel_arrivals: float
@@ -68,7 +69,7 @@ def compare(client: str, repeat: int, case: Case, report: Report, whole: Truth, 
         possible_share=truths.tokens_per_s(whole, *steady) / nominal,
         held=truths.users_held(whole, *steady),
         cpu_us_per_token=cost.cpu_between_ns(*steady) / 1000 / max(1, truths.tokens_between(whole, *steady)),
-        peak_rss_bytes=cost.peak_rss_bytes,
+        peak_rss_bytes=cost.peak_rss_between_bytes(int(whole.arrival_ns.min()), int(whole.sent_ns.max())),
         mock_late_p99_ms=truths.summarise(truths.lateness_ms(same)).p99_ms or 0.0,
         kernel_arrivals=whole.kernel_arrivals / len(whole),
         seconds=float(whole.sent_ns.max() - whole.arrival_ns.min()) / truths.NS_PER_S,

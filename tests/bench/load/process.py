@@ -23,17 +23,23 @@ class ClientFailed(Exception):
 
 @dataclass
 class Cost:
-    """CPU time of the client's processes over time, and the most memory they held together."""
+    """CPU time and memory of the client's processes over time."""
 
     times_ns: list[int] = field(default_factory=list)
     cpu_ns: list[int] = field(default_factory=list)
     """Of all processes so far, those that have ended included."""
-    peak_rss_bytes: int = 0
+    rss_bytes: list[int] = field(default_factory=list)
+    """Of all processes together; pages that they share count in each."""
 
     def cpu_between_ns(self, start_ns: int, end_ns: int) -> float:
         """CPU time spent in [start, end), between samples in proportion."""
         start, end = np.interp([start_ns, end_ns], self.times_ns, self.cpu_ns)
         return float(end - start)
+
+    def peak_rss_between_bytes(self, start_ns: int, end_ns: int) -> int:
+        """Most memory held at a look within [start, end]; 0 if there was none."""
+        looks = zip(self.times_ns, self.rss_bytes, strict=True)
+        return max((rss_bytes for time_ns, rss_bytes in looks if start_ns <= time_ns <= end_ns), default=0)
 
 
 def run_client(command: list[str], environment: Mapping[str, str], folder: Path, core: int, timeout_s: float) -> Cost:
@@ -84,7 +90,7 @@ def _sample(session: int, cost: Cost, cpu_of: dict[int, int]) -> None:
             continue  # it has just ended
     cost.times_ns.append(time.monotonic_ns())
     cost.cpu_ns.append(sum(cpu_of.values()))
-    cost.peak_rss_bytes = max(cost.peak_rss_bytes, rss_bytes)
+    cost.rss_bytes.append(rss_bytes)
 
 
 def processes_of(session: int) -> list[int]:
