@@ -11,7 +11,7 @@ import pytest
 from tests.bench.load.__main__ import CLIENTS, LEVELS, schedule
 from tests.bench.load.case import Case, Report
 from tests.bench.load.measurement import Measurement, compare
-from tests.bench.load.process import ClientFailed, Cost, processes_of, run_client
+from tests.bench.load.process import ClientFailed, Cost, ProcessTree, run_client
 from tests.bench.load.tables import level_tables
 from tests.bench.load.truth import Latencies, Truth
 from tests.bench.load.verdict import verdict_tables
@@ -111,7 +111,8 @@ def test_another_client_begins_in_each_repeat():
 
 def test_the_cost_of_a_client_counts_its_children_and_its_core(tmp_path: Path):
     burn = "import os, time\nwhile time.process_time() < 0.8: pass\nprint(os.sched_getaffinity(0))"
-    both = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}], check=True)\n{burn}"
+    both = "import subprocess, sys\n"
+    both += f"subprocess.run([sys.executable, '-c', {burn!r}], check=True, start_new_session=True)\n{burn}"
 
     cost = run_client([sys.executable, "-c", both], {}, tmp_path, CORE, 60)
 
@@ -124,9 +125,11 @@ def test_the_cost_of_a_client_counts_its_children_and_its_core(tmp_path: Path):
 def test_a_client_that_fails_or_hangs_is_told_with_its_last_words_and_leaves_no_process(tmp_path: Path):
     with pytest.raises(ClientFailed, match=r"exit code 3.*no such tokenizer"):
         run_client([sys.executable, "-c", "print('no such tokenizer'); exit(3)"], {}, tmp_path, CORE, 60)
-    hang = "import os, subprocess, sys, time\nprint(os.getpid(), flush=True)\n"
-    hang += "subprocess.Popen(['sleep', '100'])\ntime.sleep(100)"
+    hang = "import os, subprocess, time\n"
+    hang += "child = subprocess.Popen(['sleep', '100'], start_new_session=True)\n"
+    hang += "print(os.getpid(), child.pid, flush=True)\ntime.sleep(100)"
     with pytest.raises(ClientFailed, match="exit code -9"):
         run_client([sys.executable, "-c", hang], {}, tmp_path, CORE, 1.0)
 
-    assert processes_of(int((tmp_path / "stdout").read_text())) == []
+    parent, child = map(int, (tmp_path / "stdout").read_text().split())
+    assert ProcessTree(parent).find() == ProcessTree(child).find() == set()

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,45 +57,43 @@ def run_client(command: list[str], environment: Mapping[str, str], folder: Path,
             start_new_session=True,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
+        tree = ProcessTree(process.pid)
         try:
-            cost = _watch(process, timeout_s)
+            cost = _watch(process, tree, timeout_s)
         finally:
-            _end_session(process)
+            tree.kill()
+            process.wait()
     if process.returncode != 0:
         raise ClientFailed(f"exit code {process.returncode} after at most {timeout_s:.0f} s: {_last_words(folder)}")
     return cost
 
 
-def _watch(process: subprocess.Popen[bytes], timeout_s: float) -> Cost:
-    cost, cpu_of = Cost(), {}
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        _sample(process.pid, cost, cpu_of)
-        try:
-            process.wait(SAMPLE_S)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    return cost
+class ProcessTree:
+    """A process, what it started and what these started, whatever session they moved to."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._alive: set[int] = set()
+
+    def find(self) -> set[int]:
+        """Ids of those that have not ended: of the root's session, or children of one found, now or before."""
+        table = dict(_read_processes())
+        found = {pid for pid, (_, session) in table.items() if session == self._root or pid in self._alive}
+        while more := {pid for pid, (parent, _) in table.items() if parent in found} - found:
+            found |= more
+        self._alive = found
+        return found
+
+    def kill(self) -> None:
+        """KILL all of them until none is left."""
+        while left := self.find():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
-def _sample(session: int, cost: Cost, cpu_of: dict[int, int]) -> None:
-    rss_bytes = 0
-    for pid in processes_of(session):
-        try:
-            # The CPU clock of another process, all its threads: see clock_getcpuclockid(3).
-            cpu_of[pid] = time.clock_gettime_ns((~pid << 3) | 2)
-            rss_bytes += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
-        except (OSError, IndexError):
-            continue  # it has just ended
-    cost.times_ns.append(time.monotonic_ns())
-    cost.cpu_ns.append(sum(cpu_of.values()))
-    cost.rss_bytes.append(rss_bytes)
-
-
-def processes_of(session: int) -> list[int]:
-    """Ids of the processes of a session that have not ended."""
-    found = []
+def _read_processes() -> Iterator[tuple[int, tuple[int, int]]]:
+    """Parent and session of each process of the machine that has not ended, by its id."""
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
@@ -104,18 +102,36 @@ def processes_of(session: int) -> list[int]:
         except OSError:
             continue  # it has just ended
         # proc(5): the name stands in brackets and may hold anything; state, parent, group and session follow it.
-        state, _, _, its_session = stat.rpartition(")")[2].split()[:4]
-        if int(its_session) == session and state not in "ZX":
-            found.append(int(entry.name))
-    return found
+        state, parent, _, session = stat.rpartition(")")[2].split()[:4]
+        if state not in "ZX":
+            yield int(entry.name), (int(parent), int(session))
 
 
-def _end_session(process: subprocess.Popen[bytes]) -> None:
-    while left := processes_of(process.pid):
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    process.wait()
+def _watch(process: subprocess.Popen[bytes], tree: ProcessTree, timeout_s: float) -> Cost:
+    cost, cpu_of = Cost(), {}
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        _sample(tree.find(), cost, cpu_of)
+        try:
+            process.wait(SAMPLE_S)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    return cost
+
+
+def _sample(pids: Iterable[int], cost: Cost, cpu_of: dict[int, int]) -> None:
+    rss_bytes = 0
+    for pid in pids:
+        try:
+            # The CPU clock of another process, all its threads: see clock_getcpuclockid(3).
+            cpu_of[pid] = time.clock_gettime_ns((~pid << 3) | 2)
+            rss_bytes += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+        except OSError:
+            continue  # it has just ended
+    cost.times_ns.append(time.monotonic_ns())
+    cost.cpu_ns.append(sum(cpu_of.values()))
+    cost.rss_bytes.append(rss_bytes)
 
 
 def _last_words(folder: Path) -> str:
