@@ -71,6 +71,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gap-ms", type=float, default=20.0)
     parser.add_argument("--client-core", type=int)
     parser.add_argument("--mock-core", type=int)
+    parser.add_argument("--favour", action="store_true", help="let clients come before other processes of this machine")
     parser.add_argument("--output", type=Path, help="JSON file of all measurements, rewritten after each")
     options = parser.parse_args(arguments)
     if unknown := set(options.clients) - set(CLIENTS):
@@ -137,7 +138,9 @@ def measure(
     ):
         case = build_case(mock, options, users, Path(folder))
         try:
-            cost = run_client(client.command(case), environment(case), case.folder, cores[0], limit_s)
+            cost = run_client(
+                client.command(case), environment(case), case.folder, cores[0], limit_s, favoured=options.favour
+            )
             measurement = compare(client.name, repeat, case, client.read_report(case), mock.truth(), cost)
         except (ClientFailed, OSError, ValueError, KeyError, IndexError) as error:
             print(f"{client.name:<20} {users:>6,} users, repeat {repeat}: failed: {error!r}", flush=True)

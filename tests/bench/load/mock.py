@@ -7,17 +7,17 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
+from tests.bench.load.process import favour
 from tests.bench.load.truth import Truth, parse_truth
 
 SOURCE = Path(__file__).with_name("mock.c")
 TOKEN_TEXT = " the"
 """One token of any English tokenizer: clients that count by tokenising must find as many as were sent."""
-MOCK_NICENESS = -15
 _OPENER = build_opener(ProxyHandler({}))
 
 
@@ -69,7 +69,10 @@ def serving(
     model: str = "mock",
     options: tuple[str, ...] = (),
 ) -> Iterator[Mock]:
-    """A mock on a free port of 127.0.0.1, pinned to `core`, until the context ends; it dies with this process."""
+    """A mock on a free port of 127.0.0.1, pinned to `core`, until the context ends; it dies with this process.
+
+    On a core of its own it comes before whatever else runs there, so that it is not late.
+    """
     command = [program, "--ttft-ms", str(ttft_ms), "--gap-ms", str(gap_ms), "--lifetime-s", str(lifetime_s)]
     process = subprocess.Popen(
         [*command, "--model", model, "--text", TOKEN_TEXT, *options],
@@ -81,20 +84,11 @@ def serving(
         try:
             if core is not None:
                 os.sched_setaffinity(process.pid, {core})
-                _favour(process.pid)
+                favour(process.pid)
             port = int(process.stdout.readline())
             yield Mock(f"http://127.0.0.1:{port}", ttft_ms, gap_ms, process)
         finally:
             process.terminate()
-
-
-def _favour(pid: int) -> None:
-    """Let others on its core not make it late, where this process may say so."""
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, pid, MOCK_NICENESS)
-    # Where Linux groups by session, niceness counts within the session only, unless the group has one: see sched(7).
-    with suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(MOCK_NICENESS))
 
 
 def _ask(url: str, data: bytes | None = None) -> bytes:
