@@ -64,6 +64,8 @@ def test_probes_and_answers_that_were_cut_are_left_out_of_the_comparison():
     found = compare("peer", 0, case_of(), report, more, Cost([0, 1], [0, 0], [0, 0]))
 
     assert (found.true_requests, found.true_ttft.p99_ms) == (20, 100.0)
+    assert found.held == pytest.approx(2)
+    assert found.seconds == pytest.approx(1.2)
 
 
 def test_a_client_that_sent_nothing_is_a_failure():

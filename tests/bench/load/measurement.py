@@ -40,7 +40,7 @@ class Measurement:
     kernel_arrivals: float
     """Share of requests whose arrival has a kernel timestamp."""
     seconds: float
-    """From the first arrival to the last token."""
+    """From the first arrival to the last token of these requests."""
 
 
 def compare(client: str, repeat: int, case: Case, report: Report, whole: Truth, cost: Cost) -> Measurement:
@@ -50,7 +50,7 @@ def compare(client: str, repeat: int, case: Case, report: Report, whole: Truth, 
     same, true_tokens_per_s = _reported_on(case, report, whole)
     if not len(same):
         raise ValueError(f"none of the requests of {client} got all its tokens")
-    steady = report.window_ns if report.window_ns and report.is_steady else truths.steady_window(whole)
+    steady = report.window_ns if report.window_ns and report.is_steady else truths.steady_window(same)
     nominal = truths.possible_tokens_per_s(
         case.users, case.tokens, whole.ttft_ns / NS_PER_MS, whole.gap_ns / NS_PER_MS
     )  # fmt: skip
@@ -72,7 +72,7 @@ def compare(client: str, repeat: int, case: Case, report: Report, whole: Truth, 
         peak_rss_bytes=cost.peak_rss_between_bytes(int(whole.arrival_ns.min()), int(whole.sent_ns.max())),
         mock_late_p99_ms=truths.summarise(truths.lateness_ms(same)).p99_ms or 0.0,
         kernel_arrivals=whole.kernel_arrivals / len(whole),
-        seconds=float(whole.sent_ns.max() - whole.arrival_ns.min()) / truths.NS_PER_S,
+        seconds=float(same.sent_ns.max() - same.arrival_ns.min()) / truths.NS_PER_S,
     )
 
 

@@ -152,7 +152,7 @@ def whole_run_tokens_per_s(truth: Truth) -> float:
 
 def users_held(truth: Truth, start_ns: int, end_ns: int) -> float:
     """Mean number of requests in flight over [start, end), from their arrivals and ends."""
-    ended_ns = np.where(truth.ended_ns > 0, truth.ended_ns, end_ns)
+    ended_ns = np.where(truth.ended_ns != 0, truth.ended_ns, end_ns)
     overlaps_ns = np.minimum(ended_ns, end_ns) - np.maximum(truth.arrival_ns, start_ns)
     return float(np.maximum(overlaps_ns, 0).sum() / (end_ns - start_ns))
 
