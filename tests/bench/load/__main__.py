@@ -18,7 +18,7 @@ import msgspec
 from tests.bench.load import truth as truths
 from tests.bench.load.case import Case, Client, Unavailable
 from tests.bench.load.environments import cache_folder, model_directory
-from tests.bench.load.erhpc_client import ErhpcClient
+from tests.bench.load.erhpc_client import ERHPC_CLIENTS
 from tests.bench.load.measurement import Measurement, compare
 from tests.bench.load.mock import Mock, NoCompiler, compile_mock, serving
 from tests.bench.load.peers import PEERS
@@ -26,7 +26,7 @@ from tests.bench.load.process import ClientFailed, run_client
 from tests.bench.load.tables import level_tables
 from tests.bench.load.verdict import verdict_tables
 
-CLIENTS: dict[str, Client] = {"erhpc": ErhpcClient(), **PEERS}
+CLIENTS: dict[str, Client] = {**ERHPC_CLIENTS, **PEERS}
 LEVELS = (1, 50, 200, 500, 1000, 2000)
 OVERTIME_S = 400
 """How much longer than its seconds a client may take: start-up, a client that is late, its own summing up."""

@@ -3,69 +3,58 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import Any
 
-import msgspec
-
-from erhpc.config import LengthConfig, WorkloadConfig
-from erhpc.plan.specs import ClientSpec
-from erhpc.results import metrics
-from erhpc.results.store import read_part
+from erhpc.results.paths import RunPaths
+from erhpc.results.store import read_columns, read_levels
 from tests.bench.load.case import PROMPT_TOKENS, Case, Report
-from tests.bench.load.truth import NS_PER_MS, NS_PER_S, Latencies
+from tests.bench.load.truth import NS_PER_S, Latencies
 
 WARMUP_S = 2.0
-ROOT = Path(__file__).resolve().parents[3]
 
 
 class ErhpcClient:
-    """`python -m jobs.client` on a spec, its figures from the formulas of `erhpc.results.metrics`."""
+    """The verb `python -m erhpc.load` with one client process; reports over its measuring window."""
 
-    name = "erhpc"
+    def __init__(self, name: str, *overrides: str) -> None:
+        self.name = name
+        self._overrides = overrides
 
     def prepare(self) -> None:
         """It is here."""
 
     def command(self, case: Case) -> list[str]:
-        """One client process with all users."""
-        spec = ClientSpec(
-            url=case.url, model=case.model, level=0, users=case.users, workload=workload_of(case), seed=1,
-            output=str(case.folder / "part.parquet"),
-        )  # fmt: skip
-        (case.folder / "spec.json").write_bytes(msgspec.json.encode(spec))
-        return [sys.executable, "-m", "jobs.client", "--spec", str(case.folder / "spec.json")]
+        """The window is what `case.seconds` leaves after the warm-up."""
+        return [
+            sys.executable, "-m", "erhpc.load", f"url={case.url}", f"model={case.model}", f"users=[{case.users}]",
+            "workload=synthetic", f"workload.input_tokens.mean={PROMPT_TOKENS}",
+            f"workload.output_tokens.mean={case.tokens}", f"workload.output_tokens.high={max(4096, case.tokens)}",
+            f"workload.warmup_s={min(WARMUP_S, case.seconds / 4)}",
+            f"workload.measure_s={max(case.seconds - WARMUP_S, case.seconds / 2)}",
+            "load.calibrate=false", f"output_root={case.folder / 'runs'}", *self._overrides,
+        ]  # fmt: skip
 
     def read_report(self, case: Case) -> Report:
-        """The window's latencies; its rate by arrival within the window."""
-        part = read_part(case.folder / "part.parquet")
-        measured = metrics.measured_records(part)
-        ttfts_s = (found for record in measured if (found := metrics.ttft_s(record)) is not None)
+        """Its row of levels.parquet; when the window began comes from the first request sent in it."""
+        [run] = (case.folder / "runs").glob("*/*/")
+        row = read_levels(run).iloc[0]
+        records = read_columns(RunPaths(run).records, ["phase", "sent_monotonic_ns"])
+        start_ns = int(records["sent_monotonic_ns"][records["phase"] == "measure"].min())
         return Report(
-            ttft=_latencies(metrics.quantiles(ttfts_s)),
-            gap=_latencies(metrics.quantiles(metrics.itl_s(measured))),
-            tokens_per_s=metrics.output_tokens_per_s(part),
-            requests=len(measured),
-            window_ns=(part.window_start_monotonic_ns, part.window_end_monotonic_ns),
+            ttft=_latencies(row, "ttft"),
+            gap=_latencies(row, "itl"),
+            tokens_per_s=row["output_tokens_per_s"],
+            requests=int(row["requests_ok"]),
+            window_ns=(start_ns, start_ns + round(row["window_s"] * NS_PER_S)),
             is_steady=True,
         )
 
 
-def workload_of(case: Case) -> WorkloadConfig:
-    """Synthetic prompts and fixed lengths; the window is what `case.seconds` leaves after the warm-up."""
-    return WorkloadConfig(
-        users=[case.users],
-        format="synthetic",
-        input_tokens=LengthConfig(mean=PROMPT_TOKENS),
-        output_tokens=LengthConfig(mean=case.tokens, high=max(4096, case.tokens)),
-        warmup_s=min(WARMUP_S, case.seconds / 4),
-        measure_s=max(case.seconds - WARMUP_S, case.seconds / 2),
-        drain_s=30.0,
-        timeout_s=120.0,
-    )
+def _latencies(row: Any, name: str) -> Latencies:
+    return Latencies(*(float(row[f"{name}_{key}_s"]) * 1000 for key in ("mean", "p50", "p99")))
 
 
-def _latencies(found_s: dict[str, float] | None) -> Latencies:
-    if found_s is None:
-        return Latencies(None, None, None)
-    ms = {name: value * NS_PER_S / NS_PER_MS for name, value in found_s.items()}
-    return Latencies(ms["mean"], ms["p50"], ms["p99"])
+ERHPC_CLIENTS = {
+    "erhpc": ErhpcClient("erhpc"),
+    "erhpc-aiohttp": ErhpcClient("erhpc (aiohttp)", "load.client=aiohttp"),
+}
