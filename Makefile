@@ -1,10 +1,11 @@
 # make demo: environment and quickstart | make test: everything | make check: format, lint, types, unit tests
+# make bench-load: how right the load generator is beside its peers (BENCH_ARGS="--clients erhpc --users 1,1000")
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 
-.PHONY: demo test check fix lock vllm-env bench clean
+.PHONY: demo test check fix lock vllm-env bench-load clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m erhpc.launch +experiment=quickstart
@@ -21,6 +22,9 @@ check: $(VENV)/.dev
 fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-load: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.load $(BENCH_ARGS)
 
 vllm-env:
 	bash .ci/vllm_env.sh

@@ -1,0 +1,60 @@
+"""How the bench launches erhpc and reads what it measured: the only module here that knows erhpc's client."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from erhpc.results.paths import RunPaths
+from erhpc.results.store import read_columns, read_levels
+from tests.bench.load.case import PROMPT_TOKENS, Case, Report
+from tests.bench.load.truth import NS_PER_S, Latencies
+
+WARMUP_S = 2.0
+
+
+class ErhpcClient:
+    """The verb `python -m erhpc.load` with one client process; reports over its measuring window."""
+
+    def __init__(self, name: str, *overrides: str) -> None:
+        self.name = name
+        self._overrides = overrides
+
+    def prepare(self) -> None:
+        """It is here."""
+
+    def command(self, case: Case) -> list[str]:
+        """The window is what `case.seconds` leaves after the warm-up."""
+        return [
+            sys.executable, "-m", "erhpc.load", f"url={case.url}", f"model={case.model}", f"users=[{case.users}]",
+            "workload=synthetic", f"workload.input_tokens.mean={PROMPT_TOKENS}",
+            f"workload.output_tokens.mean={case.tokens}", f"workload.output_tokens.high={max(4096, case.tokens)}",
+            f"workload.warmup_s={min(WARMUP_S, case.seconds / 4)}",
+            f"workload.measure_s={max(case.seconds - WARMUP_S, case.seconds / 2)}",
+            "load.calibrate=false", f"output_root={case.folder / 'runs'}", *self._overrides,
+        ]  # fmt: skip
+
+    def read_report(self, case: Case) -> Report:
+        """Its row of levels.parquet; when the window began comes from the first request sent in it."""
+        [run] = (case.folder / "runs").glob("*/*/")
+        row = read_levels(run).iloc[0]
+        records = read_columns(RunPaths(run).records, ["phase", "sent_monotonic_ns"])
+        start_ns = int(records["sent_monotonic_ns"][records["phase"] == "measure"].min())
+        return Report(
+            ttft=_latencies(row, "ttft"),
+            gap=_latencies(row, "itl"),
+            tokens_per_s=row["output_tokens_per_s"],
+            requests=int(row["requests_ok"]),
+            window_ns=(start_ns, start_ns + round(row["window_s"] * NS_PER_S)),
+            is_steady=True,
+        )
+
+
+def _latencies(row: Any, name: str) -> Latencies:
+    return Latencies(*(float(row[f"{name}_{key}_s"]) * 1000 for key in ("mean", "p50", "p99")))
+
+
+ERHPC_CLIENTS = {
+    "erhpc": ErhpcClient("erhpc"),
+    "erhpc-aiohttp": ErhpcClient("erhpc (aiohttp)", "load.client=aiohttp"),
+}
