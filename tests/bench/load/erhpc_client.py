@@ -10,7 +10,7 @@ from erhpc.results.store import read_columns, read_levels
 from tests.bench.load.case import PROMPT_TOKENS, Case, Report
 from tests.bench.load.truth import NS_PER_S, Latencies
 
-WARMUP_S = 2.0
+WARMUP_S = 4.0
 
 
 class ErhpcClient:
@@ -29,8 +29,8 @@ class ErhpcClient:
             sys.executable, "-m", "erhpc.load", f"url={case.url}", f"model={case.model}", f"users=[{case.users}]",
             "workload=synthetic", f"workload.input_tokens.mean={PROMPT_TOKENS}",
             f"workload.output_tokens.mean={case.tokens}", f"workload.output_tokens.high={max(4096, case.tokens)}",
-            f"workload.warmup_s={min(WARMUP_S, case.seconds / 4)}",
-            f"workload.measure_s={max(case.seconds - WARMUP_S, case.seconds / 2)}",
+            f"workload.warmup_s={_warmup_s(case)}", f"workload.warmup_max_s={_warmup_s(case)}",
+            f"workload.measure_s={case.seconds - _warmup_s(case)}",
             "load.calibrate=false", f"output_root={case.folder / 'runs'}", *self._overrides,
         ]  # fmt: skip
 
@@ -48,6 +48,11 @@ class ErhpcClient:
             window_ns=(start_ns, start_ns + round(row["window_s"] * NS_PER_S)),
             is_steady=True,
         )
+
+
+def _warmup_s(case: Case) -> float:
+    """Of fixed length: the mock is as steady as its schedule from the second answer on."""
+    return min(WARMUP_S, case.seconds / 4)
 
 
 def _latencies(row: Any, name: str) -> Latencies:
