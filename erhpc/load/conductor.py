@@ -163,6 +163,10 @@ class Conductor:
         return self._all_left() or (wanted is not None and measured >= wanted)
 
     def _all_finished(self) -> bool:
+        """Whether every user has finished a request; in an open loop, whether anybody has."""
+        if self._point.users is None:
+            tallies = [client.tally for client in self._clients if client.tally is not None]
+            return any(tally.requests_ok + tally.requests_failed for tally in tallies)
         return all(client.has_left or (client.tally and client.tally.all_finished) for client in self._clients)
 
     def _all_left(self) -> bool:

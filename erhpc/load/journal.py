@@ -37,7 +37,7 @@ class Journal:
     @property
     def all_finished(self) -> bool:
         """Whether every user that has come has seen the end of a request, well or not."""
-        return bool(self.records) and not self._waiting_for
+        return not self._waiting_for
 
     @property
     def commonest_failure(self) -> str | None:

@@ -79,7 +79,7 @@ class Tally(msgspec.Struct, tag="tally", frozen=True, kw_only=True):
     ttft_p50_s: float | None
     """Median over recent requests; None before the first token."""
     all_finished: bool
-    """Every user has finished a request; in an open loop the first request has ended."""
+    """No user is there who has not finished a request; says little in an open loop, where somebody always comes."""
     all_left: bool
     """Nothing is in flight and nothing more will be sent: the window is over, or the trace has ended."""
     commonest_failure: str | None = None

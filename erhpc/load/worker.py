@@ -162,16 +162,16 @@ class Worker:
             self._over.set()
 
     async def _keep_tally(self) -> bool:
-        due_ns, last_flags = 0, (False, False)
+        due_ns, last_news = 0, (False, False, False)
         while True:
             await asyncio.sleep(LOOK_S)
             if self._begin is None:
                 continue
             tally = self._tally()
-            flags = tally.all_finished, tally.all_left
-            if self._clock() >= due_ns or flags != last_flags:
+            news = tally.all_finished, tally.all_left, tally.requests_ok + tally.requests_failed > 0
+            if self._clock() >= due_ns or news != last_news:
                 self._report(tally)
-                due_ns, last_flags = self._clock() + round(TALLY_S * 1e9), flags
+                due_ns, last_news = self._clock() + round(TALLY_S * 1e9), news
 
     def _tally(self) -> Tally:
         journal, now_ns = self._journal, self._clock()

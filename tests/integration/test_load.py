@@ -401,3 +401,17 @@ async def test_a_domain_that_no_prompt_has_is_refused(tmp_path: Path):
     assert job.process.returncode == 1
     assert b"law" in complaints
     assert b"math" in complaints
+
+
+async def test_a_process_without_users_holds_up_nobody():
+    async with StreamingExpert().serving() as expert:
+        parts = await run_level(make_spec(expert.url), LoadPoint(users=1), num_workers=3)
+    assert [bool(part.records) for part in parts] == [True, False, False]
+    assert not any(part.warmup_cut for part in parts)
+
+
+async def test_an_open_loop_is_warm_once_an_answer_has_come():
+    async with StreamingExpert(ttft_s=0.05).serving() as expert:
+        spec = make_spec(expert.url, **open_loop("constant"), warmup_s=0.2, warmup_max_s=0.2)
+        (part,) = await run_level(spec, LoadPoint(rate_per_s=100.0))
+    assert not part.warmup_cut
