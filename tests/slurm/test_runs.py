@@ -195,3 +195,22 @@ def test_a_run_that_is_cancelled_in_the_queue_says_so(slurm, tmp_path):
     assert launch.returncode == 130, output
     assert "cancelled before it began" in output
     assert runs.read_status(run)["state"] == "interrupted"
+
+
+def test_clients_on_nodes_of_their_own_share_the_users_and_one_window(slurm, tmp_path):
+    placement = ("load.nodes=2", "load.processes=2", "cluster.max_nodes=4")
+    output = runs.run_verb("launch", *TWO_NODES, *placement, "workload.users=[10]", f"output_root={tmp_path}").stdout
+
+    run = runs.find_run(output)
+    records = runs.assert_records_are_the_requests(run)
+    level = read_levels(run.root).iloc[0]
+    plan = json.loads(run.plan.read_text())
+    job = slurm.wait_for_job(job_id(run), "COMPLETED")
+    assert job["NumNodes"] == "4"
+    clients = [process for process in plan["processes"] if process["kind"] == "client"]
+    assert [client["node"] for client in clients] == [2, 3, 2, 3]
+    assert set(json.loads(run.manifest.read_text())["nodes"]) == {"n1", "n2", "n3", "n4"}
+    assert level["client_workers"] == 4
+    assert records.groupby("worker")["user"].unique().map(sorted).tolist() == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
+    assert level["clock_offset_s"] < 0.001  # four processes of one machine have one clock
+    assert level["valid"], level["invalid_reasons"]
