@@ -61,5 +61,7 @@ def _latencies(row: Any, name: str) -> Latencies:
 
 ERHPC_CLIENTS = {
     "erhpc": ErhpcClient("erhpc"),
+    "erhpc-4": ErhpcClient("erhpc, 4 processes", "load.processes=4"),
+    "erhpc-loop": ErhpcClient("erhpc (loop stamps)", "load.stamps=loop"),
     "erhpc-aiohttp": ErhpcClient("erhpc (aiohttp)", "load.client=aiohttp"),
 }
