@@ -43,7 +43,7 @@ class ErhpcClient:
         return Report(
             ttft=_latencies(row, "ttft"),
             gap=_latencies(row, "itl"),
-            tokens_per_s=row["output_tokens_per_s"],
+            tokens_per_s=float(row["output_tokens_per_s"]),
             requests=int(row["requests_ok"]),
             window_ns=(start_ns, start_ns + round(row["window_s"] * NS_PER_S)),
             is_steady=True,
