@@ -103,7 +103,8 @@ class Reception:
             self._read_pieces(pieces, stamps_ns)
         except (HeadError, BodyError) as error:
             self._break(str(error))
-        self._frame_end = FRAME_END if self._is_stream and not self.has_ended else b""
+        streams = self._is_stream and not self.has_ended and isinstance(self._body, ChunkedBody)
+        self._frame_end = FRAME_END if streams else b""
 
     def fail(self, kind: ErrorKind, text: str) -> None:
         """Give the answer up, unless what came has already ended it; a refusal stays one, however little came of it."""
