@@ -95,8 +95,8 @@ class AnswerReader:
             return self._take_other(event, error)
         num_frames = self._exchange.num_frames
         is_over = self._take_frame(frame)
-        # Several choices in one frame count several times, and a count of tokens changes with each: read those.
-        if self._exchange.num_frames == num_frames + 1 and frame.usage is None and len(frame.choices or ()) == 1:
+        # Frames that count tokens differ in more than the text.
+        if self._exchange.num_frames == num_frames + 1 and frame.usage is None:
             self._note_template(event)
         return is_over
 

@@ -1,7 +1,7 @@
 """Recognises frames that differ from one already read in nothing but their text: most frames of a stream. Pure.
 
-Such a frame says what the first one said (one choice that carries tokens), so it need not be decoded again: its
-bytes before and after the text are compared, and the text must be a JSON string that ends where the first one did.
+Such a frame says what the first one said (tokens, once), so it need not be decoded again: its bytes before and after
+the text are compared, and the text must be a JSON string that ends where the first one did.
 """
 
 from __future__ import annotations
@@ -33,18 +33,16 @@ class FrameTemplate:
 
     @classmethod
     def from_event(cls, event: bytes) -> FrameTemplate | None:
-        """The template of an event's data; None if its text is not to be found without doubt.
+        """The template of an event's data; None if it has no text, or one that must be decoded.
 
-        `event` must have been decoded to a frame of one choice that carries tokens in one text, and no usage.
+        `event` must have been decoded to a frame that carries tokens once: whatever stands in one of its texts,
+        as long as it is not empty, the frame carries them once.
         """
-        places = list(_TEXT.finditer(event))
-        if len(places) != 1:
+        place = _TEXT.search(event)
+        text = _STRING.match(event, place.end()) if place else None
+        if place is None or text is None or event[text.end() : text.end() + 1] != b'"':
             return None
-        start = places[0].end()
-        text = _STRING.match(event, start)
-        if text is None or event[text.end() : text.end() + 1] != b'"':
-            return None
-        return cls(b"data: " + event[:start], event[text.end() :] + b"\n\n\r\n")
+        return cls(b"data: " + event[: place.end()], event[text.end() :] + b"\n\n\r\n")
 
     def count_matches(self, pieces: Sequence[bytes], start: int) -> Matches:
         """How many of `pieces`, from `start` on without a break, differ from the first frame in their text only.
@@ -66,9 +64,9 @@ class FrameTemplate:
                 event_start = header_end + 2
                 chunk_end = event_start + (size_of(header) or self._note_size(header)) + 2
                 text_start, text_end = event_start + num_before, chunk_end - num_after
-                if text_start >= text_end or chunk_end > num_bytes:
+                if text_start >= text_end or not piece.startswith(before, event_start):
                     return at - start, num_frames, num_coalesced
-                if not (piece.startswith(before, event_start) and piece.startswith(after, text_end)):
+                if not piece.startswith(after, text_end):  # nor where the chunk ends behind the piece
                     return at - start, num_frames, num_coalesced
                 text = piece[text_start:text_end]
                 if not (text.isascii() and text.translate(None, _TO_ESCAPE) == text) and not _is_string(text):

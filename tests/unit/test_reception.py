@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erhpc.load.answer import AnswerReader
@@ -267,7 +267,7 @@ def reference_exchange(wire: Wire, pieces: list[bytes]) -> Exchange:
 
 
 class FakeSocket:
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes) -> None:
         self._data = data
 
     def makefile(self, *_args: object) -> io.BytesIO:
@@ -337,41 +337,81 @@ def read_without_templates(pieces: list[bytes]) -> Exchange:
     return exchange
 
 
-LIKE_FRAMES = st.lists(st.one_of(TOKENS, TOKENS, TOKENS, FRAMES), min_size=2, max_size=8)
-CHANGES = st.lists(
-    st.tuples(
-        st.integers(0, 100_000),
-        st.sampled_from(["flip", "insert", "delete", "copy"]),
-        st.sampled_from(list(range(256))),
+# Around the text: what comes before it, or instead, and after it, or instead. TEXT stands for the text.
+SHAPES = st.sampled_from(
+    [
+        [b'{"choices":[{"delta":{"content":"TEXT"}}]}', b'{"choices":[{"delta":{"xontent":"TEXT"}}]}'],
+        [b'{"choices":[{"text":"TEXT","finish_reason":null}]}', b'{"choices":[{"text":"TEXT","finish_reason":"ab"}]}'],
+        [b'{"choices": [{"text": "TEXT"}], "error": null}', b'{"choices": [{"text": "TEXT"}], "error": 1234}'],
+        [b'{"choices":[{"delta":{"reasoning":"TEXT","text":""}}]}', b'{"choices":[{"delta":{"reasoning":"TEXT"}}]}X'],
+        [b'{"choices":[{"delta":{"content":""}},{"delta":{"content":"TEXT"}}]}'],
+        [b'{"choices":[{"text":"TEXT"},{"text":"a"}]}', b'{"choices":[{"text":"TEXT"},{"text":""}]}'],
+        [b'{"choices":[{"text":"TEXT"}],"usage":{"prompt_tokens":1}}', b'{"choices":[{"text":"TEXT"}],"usage":null}'],
+        [b'{"text":"TEXT","choices":[{"text":"b"}]}', b'{"text":"TEXT","choices":[{"text":""}]}'],
+    ]
+)  # fmt: skip
+RAW_TEXTS = st.one_of(
+    st.sampled_from([b" token", b" a", b"b", b"", "\u00e9\u6f22".encode()]),
+    TEXTS.map(lambda text: json.dumps(text).encode()[1:-1]),
+    TEXTS.map(lambda text: json.dumps(text, ensure_ascii=False).encode()[1:-1]),
+    st.binary(max_size=4),
+    st.sampled_from(
+        [rb"\q", rb"\ud800", rb"\ud83d\ude00", rb"\udc00", rb"\u12", b"\\", b"\xed\xa0\x80", b'"', b"\n", b"\n\n"]
     ),
-    max_size=3,
+    st.sampled_from([b'","content":"', b'"}}]}\n\ndata: {"choices":[{"delta":{"content":"', b'"}}]}\n\n\r\n5\r\n']),
 )
+LOOSE = st.sampled_from([b": note\n", b"data: 1\n", b"data: ", b"\n", b"\r", b": note\n\n", b"data: {}\n\n", DONE])
 
 
-def changed(pieces: list[bytes], changes: list[tuple[int, str, int]]) -> list[bytes]:
-    """Pieces with some bytes of the body wrong, as no server should send them."""
-    pieces = list(pieces)
-    for place, kind, byte in changes:
-        index = 1 + place % (len(pieces) - 1)
-        piece = pieces[index]
-        at = (place // len(pieces)) % len(piece)
-        new = {"flip": bytes([byte]), "insert": bytes([byte]) + piece[at : at + 1], "delete": b"", "copy": piece}[kind]
-        pieces[index] = (piece[:at] + new + piece[at + 1 :]) or b"\n"
-    return pieces
+@st.composite
+def raw_chunks(draw: st.DrawFn) -> list[bytes]:
+    """Chunks most of which are alike but for their text, and some of which are not what they look like."""
+    usual, *others = draw(SHAPES)
+    chunks = []
+    for kind in draw(
+        st.lists(st.sampled_from(["like"] * 9 + ["loose", "misfit", "nested", "cut"]), min_size=2, max_size=9)
+    ):
+        shape = draw(st.sampled_from([usual, usual, usual, *others]))
+        data = b"data: %b\n\n" % shape.replace(b"TEXT", draw(RAW_TEXTS))
+        if kind == "loose":
+            data = draw(LOOSE)
+        size = len(data) + (draw(st.integers(-3, 3)) if kind == "misfit" else 0)
+        header = draw(st.sampled_from([b"%x"] * 6 + [b"%X", b"0%x", b"%x ", b"%x;a", b"%x\n"])) % max(0, size)
+        if kind == "nested":
+            inner = chunk(data)
+            chunks += [b"%x\r\n" % len(inner), inner, b"\r\n"]
+        elif kind == "cut":
+            chunks += cut(chunk(data), [draw(st.integers(1, len(data)))])
+        else:
+            chunks.append(header + b"\r\n" + data + b"\r\n")
+    return chunks
 
 
-@settings(deadline=None, max_examples=1_000)
-@given(LIKE_FRAMES, st.booleans(), CHANGES, st.integers(1, 3))
-@example([frame([choice(delta={"content": "a"})])] * 4, False, [], 2)
-def test_frames_that_are_not_decoded_say_what_decoding_them_would_say(frames, escaped, changes, num_together):
-    events = [b"data: " + json.dumps(each, ensure_ascii=escaped).encode() + b"\n\n" for each in frames]
-    chunks = changed([b"", *map(chunk, events)], changes)[1:] + [chunk(DONE), LAST_CHUNK]
+@settings(deadline=None, max_examples=1_500)
+@given(raw_chunks(), st.sampled_from([[chunk(DONE), LAST_CHUNK], [LAST_CHUNK], []]), st.sampled_from([1, 1, 2, 3]))
+def test_frames_that_are_not_decoded_say_what_decoding_them_would_say(chunks, tail, num_together):
+    chunks = [*chunks, *tail]
     bounds = [*range(0, len(chunks), num_together), len(chunks)]
-    pieces = [CHUNKED_HEAD, *(b"".join(chunks[start:end]) for start, end in pairwise(bounds))]
+    pieces = [CHUNKED_HEAD, *(b"".join(chunks[start:end]) for start, end in pairwise(bounds) if start < end)]
 
     exchange, _ = receive(pieces)
 
     assert exchange == read_without_templates(pieces)
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 100_000), st.sampled_from(["flip", "insert", "delete", "copy"]), st.integers(0, 255)),
+    max_size=3,
+)
+
+
+def changed(data: bytes, changes: list[tuple[int, str, int]]) -> bytes:
+    """`data` with some bytes wrong, as no server should send them."""
+    for place, kind, byte in changes:
+        at = place % len(data)
+        new = {"flip": bytes([byte]), "insert": bytes([byte]) + data[at : at + 1], "delete": b"", "copy": data[at:]}
+        data = data[:at] + new[kind] + data[at + 1 :]
+    return data
 
 
 @many
@@ -386,7 +426,7 @@ def test_garbage_is_a_failure_and_no_exception(pieces: list[bytes], has_head: bo
 @many
 @given(responses(), CHANGES, CUTS)
 def test_a_response_with_wrong_bytes_ends_somehow(wire: Wire, changes, places):
-    pieces = cut(b"".join(changed([b"", wire.data], changes)), places)
+    pieces = cut(changed(wire.data, changes), places)
 
     exchange, reception = receive(pieces)
 
