@@ -55,12 +55,16 @@ class Target:
         Raises:
             ConfigError: that is no URL, or one that a server has no business to send its clients to.
         """
-        if urlsplit(location).scheme == "unix":
+        base = self.url if self.scheme != "unix" else f"http://localhost{self.path}"
+        try:
+            url = urljoin(base, location)
+        except ValueError as error:
+            raise ConfigError(f"location={location!r} is no URL: {error}.") from error
+        found = parse_target(url)
+        if found.scheme == "unix":
             raise ConfigError(f"location={location!r}: no server may send a client to a Unix socket of its machine.")
-        if self.scheme != "unix":
-            return parse_target(urljoin(self.url, location))
-        found = parse_target(urljoin(f"http://localhost{self.path}", location))
-        return found if found.host != "localhost" else Target("unix", self.host, 0, found.path)
+        is_here = self.scheme == "unix" and found.host == "localhost"
+        return Target("unix", self.host, 0, found.path) if is_here else found
 
 
 def parse_target(url: str) -> Target:
