@@ -21,7 +21,7 @@ class LengthConfig:
 
     kind: str = "fixed"
     """fixed (mean), uniform (low..high), lognormal (mean and sigma, clipped to low..high) or trace: the counts of a
-    row of workload.trace, the same row for prompt and answer, clipped to low..high."""
+    row of workload.trace as they are, the same row for prompt and answer."""
     mean: float = 64.0
     sigma: float = 0.5
     """Standard deviation of the logarithm (lognormal only)."""
@@ -39,8 +39,8 @@ class LengthConfig:
 
     @property
     def longest_tokens(self) -> float:
-        """The longest that can be drawn."""
-        return self.mean if self.kind == "fixed" else self.high
+        """The longest that can be drawn; 0 if only a trace knows."""
+        return {"fixed": self.mean, "trace": 0.0}.get(self.kind, self.high)
 
 
 @dataclass

@@ -6,6 +6,7 @@ Exit code 0: all levels measured; 1: a client failed; 2: the configuration is wr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -38,10 +39,12 @@ async def _measure(config: LoadTestConfig, yaml: str, console: Console) -> int:
     run = prepare_folder(config, yaml, model, key, datetime.now(UTC))
     console.print(f"run: {run.root}\nserver: {url}, model {model}", markup=False)
     stop, num_rows, error = stop_on_signals(), 0, ""
-    with console.status("") as line:
+    line = console.status("") if console.is_terminal else None
+    with line or contextlib.nullcontext():
 
         def show_progress(progress: Progress) -> None:
-            line.update(describe_progress(msgspec.to_builtins(progress)))
+            if line is not None:
+                line.update(describe_progress(msgspec.to_builtins(progress)))
 
         def show_row(row: dict[str, Any]) -> None:
             nonlocal num_rows

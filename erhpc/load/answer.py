@@ -6,7 +6,7 @@ are no tokens; reasoning and tool calls are.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,6 +15,9 @@ from erhpc.load.exchange import Exchange
 from erhpc.load.template import FrameTemplate
 
 _DONE = b"[DONE]"
+_MAX_TEMPLATES = 8
+"""Templates tried for one answer: reasoning, then text; first frames bear a role. Frames may also never be alike."""
+_NumTokens = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # the columns of the records hold no more
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -32,8 +35,8 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _NumTokens | None = None
+    completion_tokens: _NumTokens | None = None
 
 
 class _Frame(msgspec.Struct, gc=False):
@@ -56,6 +59,7 @@ class AnswerReader:
         self._events = EventSplitter()
         self._finish_reason: str | None = None
         self._template: FrameTemplate | None = None
+        self._num_templates = 0
 
     @property
     def template(self) -> FrameTemplate | None:
@@ -85,19 +89,28 @@ class AnswerReader:
     def _take(self, event: bytes) -> bool:
         if event == _DONE:
             return True
-        if not event:  # servers keep idle connections open with empty events
-            return False
         try:
             frame = _decode_frame(event)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._exchange.fail("malformed", f"a frame is not of the OpenAI protocol: {error}: {event[:200]!r}")
-            return True
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return self._take_other(event, error)
         num_frames = self._exchange.num_frames
         is_over = self._take_frame(frame)
-        # Several choices in one frame count several times, and a count of tokens changes with each: read those.
-        if self._template is None and self._exchange.num_frames == num_frames + 1 and frame.usage is None:
-            self._template = FrameTemplate.from_event(event) if len(frame.choices or ()) == 1 else None
+        # Frames that count tokens differ in more than the text.
+        if self._exchange.num_frames == num_frames + 1 and frame.usage is None:
+            self._note_template(event)
         return is_over
+
+    def _take_other(self, event: bytes, error: Exception) -> bool:
+        """An event that is no frame: empty ones keep idle connections open, and `[DONE]` may have spaces about it."""
+        text = event.strip()
+        if text and text != _DONE:
+            self._exchange.fail("malformed", f"a frame is not of the OpenAI protocol: {error}: {event[:200]!r}")
+        return bool(text)
+
+    def _note_template(self, event: bytes) -> None:
+        if self._num_templates < _MAX_TEMPLATES and (found := FrameTemplate.from_event(event)) is not None:
+            self._template = found
+            self._num_templates += 1
 
     def _take_frame(self, frame: _Frame) -> bool:
         if frame.error is not None or frame.object == "error":

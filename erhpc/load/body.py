@@ -13,6 +13,8 @@ from erhpc.load.head import ResponseHead
 
 MAX_LINE_BYTES = 16 * 1024
 """Longest chunk header or trailer line."""
+MAX_INFLATED_BYTES = 16 * 1024 * 1024
+"""Most that one piece may inflate to: 64 kB of zeros would otherwise fill the memory."""
 HEX_DIGITS = b"0123456789abcdefABCDEF"
 
 
@@ -55,11 +57,10 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> bytes:
         """See `Body.feed`."""
-        if self.expects_chunk:
-            payload = _whole_chunk(data)
-            if payload is not None:
-                return payload
-        return b"".join(self._pieces_of(self._rest + data))
+        payloads, at = _whole_chunks(data) if self.expects_chunk else ([], 0)
+        if at < len(data):
+            payloads += self._pieces_of(self._rest + data[at:])
+        return b"".join(payloads)
 
     def _pieces_of(self, data: bytes) -> Iterator[bytes]:
         self._rest = b""
@@ -142,9 +143,12 @@ class InflatedBody:
     def feed(self, data: bytes) -> bytes:
         """See `Body.feed`."""
         try:
-            return self._inflater.decompress(self._inner.feed(data))
+            inflated = self._inflater.decompress(self._inner.feed(data), MAX_INFLATED_BYTES)
         except zlib.error as error:
             raise BodyError(f"the answer is compressed and cannot be inflated: {error}") from error
+        if self._inflater.unconsumed_tail:
+            raise BodyError(f"a piece of the answer inflates to more than {MAX_INFLATED_BYTES} bytes")
+        return inflated
 
 
 def make_body(head: ResponseHead) -> Body:
@@ -170,10 +174,16 @@ def parse_size(line: bytes) -> int:
     return int(digits, 16)
 
 
-def _whole_chunk(data: bytes) -> bytes | None:
-    """The payload if `data` is exactly one chunk, as servers that stream tokens send them; None otherwise."""
-    end = data.find(b"\r\n", 0, 18)
-    digits = data[: max(end, 0)]
-    if not digits or digits.strip(HEX_DIGITS) or data[-2:] != b"\r\n":
-        return None
-    return data[end + 2 : -2] if 0 < int(digits, 16) == len(data) - end - 4 else None
+def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
+    """Payloads of the whole chunks that `data` begins with, as servers that stream send them, and where they end."""
+    payloads: list[bytes] = []
+    at = 0
+    while (header_end := data.find(b"\r\n", at, at + 18)) > at:
+        header = data[at:header_end]
+        size = 0 if header.strip(HEX_DIGITS) else int(header, 16)
+        end = header_end + 2 + size
+        if not size or data[end : end + 2] != b"\r\n":
+            break
+        payloads.append(data[header_end + 2 : end])
+        at = end + 2
+    return payloads, at

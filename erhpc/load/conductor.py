@@ -113,7 +113,11 @@ class Conductor:
                 if not client.has_left:
                     self._asked_ns[worker, number] = self._clock()
                     self._tell(worker, AskClock(number))
-            await self._wait(lambda: not self._asked_ns, self._clock() + round(CLOCK_TIMEOUT_S * 1e9))
+            await self._wait(self._all_told, self._clock() + round(CLOCK_TIMEOUT_S * 1e9))
+
+    def _all_told(self) -> bool:
+        """Whether every client that is still there has told its time."""
+        return all(self._clients[worker].has_left for worker, _ in self._asked_ns)
 
     def _begin(self) -> int:
         num_users = self._point.users or 0

@@ -19,7 +19,8 @@ class Connector:
     def __init__(self, clock: Clock, kernel_clock: KernelClock | None) -> None:
         self._clock = clock
         self._kernel_clock = kernel_clock
-        self._addresses: dict[tuple[str, int], list[Any]] = {}
+        self._addresses: dict[tuple[str, int], asyncio.Task[list[Any]]] = {}
+        """Where names lead, looked up once and for all who wait; the address that answered last comes first."""
         self.num_reads = 0
         """Reads of the wires that asyncio reads."""
         self._tls: ssl.SSLContext | None = None
@@ -52,26 +53,52 @@ class Connector:
 
     async def _connect_socket(self, target: Target) -> socket.socket:
         """A connected socket; of several addresses the first that answers, and that one first the next time."""
-        loop = asyncio.get_running_loop()
-        place = (target.host, target.port)
-        if place not in self._addresses:
-            self._addresses[place] = await loop.getaddrinfo(*place, type=socket.SOCK_STREAM)
-        last_error: OSError | None = None
-        for found in list(self._addresses[place]):
-            family, kind, protocol, _, address = found
-            connection = socket.socket(family, kind, protocol)
+        addresses = await self._look_up(target.host, target.port)
+        last_error = OSError(f"no address is known for {target.host}")
+        for found in list(addresses):
             try:
-                connection.setblocking(False)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                await loop.sock_connect(connection, address)
-            except BaseException as error:
-                connection.close()
-                if not isinstance(error, OSError) or isinstance(error, TimeoutError):
-                    raise
+                connection = await _connect_to(found)
+            except OSError as error:
                 last_error = error
             else:
-                addresses = self._addresses[place]
                 addresses.remove(found)
                 addresses.insert(0, found)
                 return connection
-        raise last_error or OSError(f"no address is known for {target.host}")
+        self._addresses.pop((target.host, target.port), None)  # the name may lead elsewhere by now
+        raise last_error
+
+    async def _look_up(self, host: str, port: int) -> list[Any]:
+        task = self._addresses.get((host, port))
+        if task is None:
+            task = asyncio.create_task(_find_addresses(host, port), name=f"look up {host}")
+            task.add_done_callback(_note_failure)
+            self._addresses[host, port] = task
+        try:
+            return await asyncio.shield(task)  # others wait for it too
+        except OSError:
+            self._addresses.pop((host, port), None)
+            raise
+
+
+async def _find_addresses(host: str, port: int) -> list[Any]:
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _note_failure(task: asyncio.Task[list[Any]]) -> None:
+    """Whoever waits raises it; if nobody does any more, asyncio would report it as forgotten."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _connect_to(found: Any) -> socket.socket:
+    """A connected non-blocking socket to one entry of getaddrinfo."""
+    family, kind, protocol, _, address = found
+    connection = socket.socket(family, kind, protocol)
+    try:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

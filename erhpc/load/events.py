@@ -19,8 +19,10 @@ class EventSplitter:
     """Takes the bytes of one answer piece by piece and gives back the data of each event that became complete."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+        """The event that has begun: it grows in place, a long one comes in thousands of pieces."""
         self._ended_in_cr = False
+        self._is_at_start = True
 
     @property
     def expects_event(self) -> bool:
@@ -32,15 +34,29 @@ class EventSplitter:
         if self._ended_in_cr or b"\r" in data:
             data = self._with_newlines(data)
         if self._rest:
-            data = self._rest + data
-        *blocks, self._rest = data.split(b"\n\n")
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise EventTooLong(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-        return [found for block in blocks if (found := _data_of(block)) is not None]
+            is_in_line = not (self._rest[-1] == 0x0A and data[:1] == b"\n")
+            self._rest += data
+            if is_in_line and b"\n\n" not in data:
+                return self._wait()
+            data = bytes(self._rest)
+        *blocks, rest = data.split(b"\n\n")
+        if rest or self._rest:
+            self._rest = bytearray(rest)
+        if blocks and self._is_at_start:
+            self._is_at_start = False
+            blocks[0] = blocks[0].removeprefix(_BYTE_ORDER_MARK)
+        found = [event for block in blocks if (event := _data_of(block)) is not None]
+        return found or self._wait()
 
     def finish(self) -> bytes | None:
         """Data of the event that the end of the stream left without its blank line, None if there is none."""
-        return _data_of(self._rest)
+        rest = bytes(self._rest)
+        return _data_of(rest.removeprefix(_BYTE_ORDER_MARK) if self._is_at_start else rest)
+
+    def _wait(self) -> list[bytes]:
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise EventTooLong(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        return []
 
     def _with_newlines(self, data: bytes) -> bytes:
         """`data` with each CR LF and each CR as LF; a pair that the network cut in two counts once."""
@@ -55,6 +71,6 @@ def _data_of(block: bytes) -> bytes | None:
     """The data lines of one event, None if it has none (comments, other fields)."""
     if block.startswith(b"data: ") and b"\n" not in block:
         return block[6:]
-    lines = block.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    lines = block.split(b"\n")
     data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data"]
     return b"\n".join(data) if data else None

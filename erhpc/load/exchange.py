@@ -15,7 +15,13 @@ from erhpc.results.record import ErrorKind, Stamper
 
 Clock = Callable[[], int]
 """Monotonic time in nanoseconds."""
+STALE_S = 1.0
+"""A kept connection that ends without an answer within this time had been closed before the request came."""
+TAIL_TIMEOUT_S = 1.0
+"""How long the end of the response may follow [DONE], before the connection is given up; the answer counts anyway."""
 MAX_ERROR_CHARS = 300
+MAX_GAP_US = 2**31 - 1
+"""Largest gap that the records hold: 35 minutes."""
 
 
 def no_arrivals() -> array[int]:
@@ -28,7 +34,8 @@ class Exchange:
     """What is known of one request so far; a client writes it, others may read it at any time."""
 
     sent_ns: int
-    """When the bytes of the request left; until then, when the client was asked to send it."""
+    """When the bytes of the request left, to the first server asked if there were redirects; until then, when the
+    client was asked to send it."""
     first_piece_ns: int | None = None
     """When the first piece of the answer's body came, for a live view; it need not carry a token."""
     arrivals_ns: array[int] = field(default_factory=no_arrivals)
@@ -57,14 +64,22 @@ class Exchange:
             self.error_text = text[:MAX_ERROR_CHARS]
 
     def gaps_us(self) -> array[int]:
-        """Microseconds between successive arrivals; rounded so that they add up to the time they span."""
+        """Microseconds between successive arrivals; rounded so that they add up to the time they span.
+
+        A wall clock that is set while the kernel stamps can bring arrivals out of order or hours apart: such gaps
+        are 0 or MAX_GAP_US.
+        """
         gaps_us = array("i")
         if self.arrivals_ns:
             first_ns, last_us = self.arrivals_ns[0], 0
             for arrival_ns in self.arrivals_ns[1:]:
                 since_us = (arrival_ns - first_ns + 500) // 1000
-                gaps_us.append(since_us - last_us)
-                last_us = since_us
+                gap_us = since_us - last_us
+                if 0 <= gap_us <= MAX_GAP_US:
+                    last_us = since_us
+                else:
+                    gap_us, last_us = (MAX_GAP_US, since_us) if gap_us > 0 else (0, last_us)
+                gaps_us.append(gap_us)
         return gaps_us
 
 
@@ -73,9 +88,13 @@ class Patience:
     """How long each part of a request may take, seconds; None: as long as the whole."""
 
     total_s: float
+    """From sending to the end of the answer."""
     connect_s: float
+    """Until there is a connection, looking up the name and TLS included; it comes before sending."""
     first_token_s: float | None = None
+    """From sending to the first token."""
     idle_s: float | None = None
+    """Silence once a token has come: whatever the server sends, be it a comment, breaks it."""
 
 
 class StreamingClient(Protocol):

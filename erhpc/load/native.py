@@ -10,23 +10,21 @@ import contextlib
 import ssl
 import time
 from array import array
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from erhpc.errors import ConfigError
 from erhpc.load.connector import Connector
-from erhpc.load.exchange import Clock, Exchange, Patience
+from erhpc.load.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Patience
 from erhpc.load.reception import Reception
+from erhpc.load.redirects import follow_redirects
 from erhpc.load.requests import LoadRequest
 from erhpc.load.stamps import KernelClock
 from erhpc.load.target import Target, build_head, build_request, parse_target
 from erhpc.load.wire import Wire
 from erhpc.plan.protocol import KEEP_ALIVE_S
-from erhpc.results.record import ErrorKind
 
-TAIL_TIMEOUT_S = 1.0
-"""How long the end of the response may follow [DONE], before the connection is given up; the answer counts anyway."""
-MAX_REDIRECTS = 3
 WATCH_S = 0.1
 """How often answers are looked at for their time limits, so that no read has to set a timer."""
 ADJUST_EVERY = 10
@@ -60,6 +58,7 @@ class NativeClient:
                 f"load.stamps=kernel needs plain HTTP over TCP, {url} is none. Set load.stamps=auto: the event loop "
                 "stamps, and the records say so."
             )
+        self._head(self._target)  # a key that cannot be sent is refused now
 
     async def __aenter__(self) -> Self:
         self._watch = asyncio.create_task(self._watch_busy(), name="time limits")
@@ -72,7 +71,7 @@ class NativeClient:
         with contextlib.suppress(asyncio.CancelledError):
             await self._watch
         for wire in (*self._busy, *(wire for wires in self._idle.values() for wire in wires)):
-            wire.close()
+            wire.lose("the client was closed")
 
     @property
     def num_pieces(self) -> int:
@@ -85,19 +84,9 @@ class NativeClient:
 
     async def send(self, request: LoadRequest, exchange: Exchange) -> None:
         """See `StreamingClient.send`."""
-        target = self._target
-        for _ in range(MAX_REDIRECTS + 1):
-            location = await self._ask(target, request.body, exchange)
-            if location is None:
-                return
-            try:
-                target = target.resolve(location)
-            except ConfigError as error:
-                exchange.fail("status", f"HTTP {exchange.http_status}: redirected nowhere: {error}")
-                return
-        exchange.fail("status", f"HTTP {exchange.http_status}: redirected more than {MAX_REDIRECTS} times")
+        await follow_redirects(self._target, exchange, partial(self._ask, request.body, exchange))
 
-    async def _ask(self, target: Target, body: bytes, exchange: Exchange) -> str | None:
+    async def _ask(self, body: bytes, exchange: Exchange, target: Target) -> str | None:
         """Ask one target; returns where it redirects to, None once the answer has ended or failed."""
         request = build_request(self._head(target), body)
         while True:
@@ -108,14 +97,15 @@ class NativeClient:
                 if wire is None:
                     return None
             reception = await self._stream(wire, request, exchange)
-            if not (is_reused and wire.loss and not reception.has_begun) or exchange.error_kind is not None:
+            if not (is_reused and self._was_stale(wire, reception, exchange)):
                 break
-            # The server had closed the idle connection before it saw the request: it may be asked once more.
         if wire.loss:
             reception.close(wire.loss)
-        elif reception.is_complete:
+        if reception.is_complete and wire.is_reusable:
             self._idle.setdefault(target.origin, {})[wire] = self._clock()
-        return reception.redirect
+        else:
+            wire.close()
+        return reception.redirect if exchange.error_kind is None else None
 
     async def _stream(self, wire: Wire, request: bytes, exchange: Exchange) -> Reception:
         over = wire.begin(exchange, request, self._clock)
@@ -124,13 +114,24 @@ class NativeClient:
         self._busy.add(wire)
         try:
             await over
+        except BaseException:
+            wire.close()
+            raise
         finally:
             self._busy.discard(wire)
             reception.read()
             wire.release()
-            if not reception.is_complete:
-                wire.close()
         return reception
+
+    def _was_stale(self, wire: Wire, reception: Reception, exchange: Exchange) -> bool:
+        """Whether the server had closed the idle connection before it saw the request: it may be asked once more.
+
+        A later end is the server's failure, e.g. its death, and must not pass for a slow answer.
+        """
+        if not wire.loss or reception.has_begun or exchange.error_kind is not None:
+            return False
+        wire.close()
+        return self._clock() - exchange.sent_ns < STALE_S * 1e9
 
     def _head(self, target: Target) -> bytes:
         # The key is for the server it was given for; a redirect elsewhere brings its own.
@@ -182,19 +183,14 @@ class NativeClient:
                 wire.finish()
             return
         since_sent_s = (now_ns - exchange.sent_ns) / 1e9
+        silent_s = (now_ns - (reception.newest_ns or now_ns)) / 1e9
         if since_sent_s > patience.total_s:
-            self._give_up(wire, "timeout_total", f"no complete answer within {patience.total_s:g} s", now_ns)
+            wire.give_up("timeout_total", f"no complete answer within {patience.total_s:g} s", now_ns)
         elif patience.first_token_s is not None and since_sent_s > patience.first_token_s and not exchange.arrivals_ns:
-            wire.look(now_ns)
+            wire.look(now_ns)  # tokens may have come that were not read
             if not exchange.arrivals_ns:
-                self._give_up(wire, "timeout_first_token", f"no token within {patience.first_token_s:g} s", now_ns)
-        elif patience.idle_s is not None and reception.newest_ns is not None:
-            silent_s = (now_ns - reception.newest_ns) / 1e9
-            if silent_s > patience.idle_s:
-                self._give_up(wire, "timeout_idle", f"silent for {patience.idle_s:g} s in the middle", now_ns)
-
-    def _give_up(self, wire: Wire, kind: ErrorKind, text: str, now_ns: int) -> None:
-        wire.look(now_ns)
-        if wire.exchange is not None and wire.reception is not None and not wire.reception.has_ended:
-            wire.exchange.fail(kind, text)
-            wire.finish()
+                wire.give_up("timeout_first_token", f"no token within {patience.first_token_s:g} s", now_ns)
+        elif patience.idle_s is not None and silent_s > patience.idle_s:
+            wire.look(now_ns)
+            if exchange.arrivals_ns:
+                wire.give_up("timeout_idle", f"silent for {patience.idle_s:g} s in the middle", now_ns)

@@ -1,7 +1,7 @@
 """One response as it comes in: keeps every piece with its stamp, and reads them when the answer may have ended.
 
 While tokens stream, a piece costs two appends and a look at its end. Taking framing and JSON apart is put off until
-a piece looks like the last one, so that reading one answer delays no other answer's stamps for long.
+a piece looks unlike a token, so that reading one answer delays no other answer's stamps for long.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ from erhpc.load.answer import AnswerReader
 from erhpc.load.body import Body, BodyError, ChunkedBody, make_body
 from erhpc.load.exchange import Exchange
 from erhpc.load.head import HeadError, ResponseHead, find_head_end, parse_head
+from erhpc.load.redirects import REDIRECTS
 from erhpc.load.template import FrameTemplate
 from erhpc.results.record import ErrorKind
 
-LAST_CHUNK = b"0\r\n\r\n"
-DONE = b"[DONE]"
+FRAME_END = b"}\n\n\r\n"
+"""How a chunk with one frame ends: neither the end of an answer ([DONE]) nor of a response (the last chunk)."""
 LOOK_BYTES = 64 * 1024
 """Unread bytes at which an answer is read in between: 1 ms of work, and a bound on memory."""
 MAX_REFUSAL_BYTES = 4096
 """How much of an error body is kept for the record."""
-REDIRECTS = (301, 302, 307, 308)
+MAX_INTERIM = 16
+"""Interim heads (1xx) before the real one."""
 
 
 class Reception:
     """Takes the pieces of one response and writes what they say into `exchange`.
 
-    The answer ends before the response does: `[DONE]` comes in one chunk, the last chunk after it.
+    The answer ends before the response does: `[DONE]` comes in one chunk, the last chunk after it. Nothing that a
+    server sends makes it raise.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -43,10 +46,13 @@ class Reception:
         self._body: Body | None = None
         self._start = b""
         """The head as far as it came; afterwards the beginning of a refusal."""
+        self._num_interim = 0
+        self._is_stream = False
         self._pieces: list[bytes] = []
         self._stamps_ns = array("q")
         self._unread_bytes = 0
-        self._is_streaming = False
+        self._frame_end = b""
+        """How a piece ends that need not be read yet; while tokens do not stream, none does."""
 
     @property
     def is_complete(self) -> bool:
@@ -70,7 +76,7 @@ class Reception:
     @property
     def has_begun(self) -> bool:
         """Whether any byte has come."""
-        return self.last_piece_ns is not None or bool(self._pieces)
+        return self.newest_ns is not None
 
     @property
     def redirect(self) -> str | None:
@@ -82,44 +88,55 @@ class Reception:
         self._pieces.append(piece)
         self._stamps_ns.append(stamp_ns)
         self._unread_bytes += len(piece)
-        return piece[-5:] == LAST_CHUNK or DONE in piece or not self._is_streaming or self._unread_bytes > LOOK_BYTES
+        return piece[-5:] != self._frame_end or self._unread_bytes > LOOK_BYTES
 
     def read(self) -> None:
         """Read what was kept since the last time."""
         pieces, stamps_ns = self._pieces, self._stamps_ns
+        if not pieces:
+            return
         self._pieces, self._stamps_ns, self._unread_bytes = [], array("q"), 0
         if self._exchange.raw is not None:
             self._exchange.raw.extend(pieces)
+        self.last_piece_ns = stamps_ns[-1]
+        if self.is_broken:
+            return
         try:
             self._read_pieces(pieces, stamps_ns)
         except (HeadError, BodyError) as error:
-            self.is_broken = True
-            self._end("malformed", str(error))
-        self.last_piece_ns = stamps_ns[-1] if stamps_ns else self.last_piece_ns
-        self._is_streaming = not self.has_ended and self._is_stream()
+            self._break(str(error))
+        streams = self._is_stream and not self.has_ended and isinstance(self._body, ChunkedBody)
+        self._frame_end = FRAME_END if streams else b""
+
+    def fail(self, kind: ErrorKind, text: str) -> None:
+        """Give the answer up, unless what came has already ended it; a refusal stays one, however little came of it."""
+        self.read()
+        self._fail_open(kind, text)
 
     def close(self, reason: str) -> None:
         """The connection has ended: read the rest and decide what that makes of the answer."""
         self.read()
-        if self.has_ended:
-            return
-        if self.head is None:
-            self._end("connect", f"{reason} before the head of the response")
-        elif self.head.framing == "close" and not self.head.is_interim:
+        if not self.has_ended and self.head is not None and self.head.framing == "close":
             self._end_body()
+        elif self.has_begun:
+            self.fail("truncated", f"{reason} in the middle of the answer")
         else:
-            self._end("truncated", f"{reason} in the middle of the answer")
+            self.fail("connect", f"{reason} before it answered")
 
     def _read_pieces(self, pieces: list[bytes], stamps_ns: array[int]) -> None:
-        template, num_known, note_arrival = self._find_template(), 0, self._exchange.arrivals_ns.append
-        for piece, stamp_ns in zip(pieces, stamps_ns, strict=True):
-            if template is not None and template.matches(piece):
-                note_arrival(stamp_ns)
-                num_known += 1
-            else:
-                self._read_piece(piece, stamp_ns)
-                template = self._find_template()
-        self._exchange.num_frames += num_known
+        exchange, at = self._exchange, 0
+        while at < len(pieces):
+            template = self._find_template()
+            num_known = 0
+            if template is not None:
+                num_known, num_frames, num_coalesced = template.count_matches(pieces, at)
+                exchange.arrivals_ns.extend(stamps_ns[at : at + num_known])
+                exchange.num_frames += num_frames
+                exchange.num_coalesced += num_coalesced
+                at += num_known
+            if not num_known:
+                self._read_piece(pieces[at], stamps_ns[at])
+                at += 1
 
     def _find_template(self) -> FrameTemplate | None:
         body = self._body
@@ -142,42 +159,64 @@ class Reception:
 
     def _read_head(self, piece: bytes) -> bytes:
         """Take the head, interim ones too; returns what of the body followed it."""
+        num_searched = len(self._start)
         self._start += piece
-        while end := find_head_end(self._start):
-            head, self._start = parse_head(self._start[:end]), self._start[end:]
+        while end := find_head_end(self._start, num_searched):
+            head, self._start, num_searched = parse_head(self._start[:end]), self._start[end:], 0
+            if not head.is_interim:
+                rest, self._start = self._start, b""
+                self._take_head(head)
+                return rest
+            self._num_interim += 1
             if head.status == 101:
                 raise HeadError("the server switched protocols, which nobody asked for")
-            if not head.is_interim:
-                self.head, self._body = head, make_body(head)
-                self._note_head(head)
-                rest, self._start = self._start, b""
-                return rest
+            if self._num_interim > MAX_INTERIM:
+                raise HeadError(f"more than {MAX_INTERIM} interim heads came before the answer")
         return b""
 
-    def _note_head(self, head: ResponseHead) -> None:
+    def _take_head(self, head: ResponseHead) -> None:
+        self.head = head
+        self._is_stream = head.status == 200 and head.content_type == "text/event-stream"
         self._exchange.http_status = head.status
         self._exchange.expert = head.fields.get("x-erhpc-expert")
         self._exchange.replica = head.fields.get("x-erhpc-replica")
-        if head.status == 200 and not self._is_stream():
+        if head.status == 200 and not self._is_stream:
             self._end("malformed", f"the answer is {head.content_type or 'of no type'}, no event stream")
-
-    def _is_stream(self) -> bool:
-        return self.head is not None and self.head.status == 200 and self.head.content_type == "text/event-stream"
+        elif self.redirect is not None:
+            self.has_ended = True
+        self._body = make_body(head)
 
     def _read_payload(self, payload: bytes, stamp_ns: int) -> None:
-        if not self._is_stream():
-            self._start = (self._start + payload)[:MAX_REFUSAL_BYTES]
-        elif self._reader.read(payload, stamp_ns):
-            self.has_ended = True
+        if self._is_stream:
+            self.has_ended = self._reader.read(payload, stamp_ns)
+            return
+        self._start += payload[: MAX_REFUSAL_BYTES - len(self._start)]
+        if len(self._start) == MAX_REFUSAL_BYTES:
+            self._end_refusal()
 
     def _end_body(self) -> None:
         self.has_ended = True
-        if self._is_stream():
+        if self._is_stream:
             self._reader.end()
-        elif self.redirect is None:
-            text = self._start.decode(errors="replace")
-            self._exchange.fail("status", f"HTTP {self._exchange.http_status}: {text}")
+        else:
+            self._end_refusal()
+
+    def _end_refusal(self) -> None:
+        self._end("status", f"HTTP {self._exchange.http_status}: {self._start.decode(errors='replace')}")
 
     def _end(self, kind: ErrorKind, text: str) -> None:
         self.has_ended = True
         self._exchange.fail(kind, text)
+
+    def _fail_open(self, kind: ErrorKind, text: str) -> None:
+        if self.has_ended:
+            return
+        if self.head is not None and self.head.status != 200:
+            self._end_refusal()
+        else:
+            self._end(kind, text)
+
+    def _break(self, text: str) -> None:
+        """Nothing more can be read of the connection; an answer that had ended before stands."""
+        self.is_broken = True
+        self._fail_open("malformed", text)

@@ -60,8 +60,18 @@ class KernelClock:
             return self._monotonic()
         seconds, nanoseconds = _unpack(ancillary[0][2])
         stamp_ns: int = seconds * 1_000_000_000 + nanoseconds + self.offset_ns
-        if not self.num_reads % SAMPLE_EVERY and len(self._delays_ns) < KEEP_DELAYS:
-            self._delays_ns.append(self._monotonic() - stamp_ns)
+        if not self.num_reads % SAMPLE_EVERY:
+            return self._sample(stamp_ns)
+        return stamp_ns
+
+    def _sample(self, stamp_ns: int) -> int:
+        """Note how long a read lay waiting; a stamp from the future shows that the wall clock was set forward."""
+        delay_ns = self._monotonic() - stamp_ns
+        if delay_ns < -MAX_JUMP_NS:
+            self.adjust()
+            stamp_ns, delay_ns = stamp_ns + delay_ns, 0
+        if len(self._delays_ns) < KEEP_DELAYS:
+            self._delays_ns.append(max(0, delay_ns))
         return stamp_ns
 
     def take_delays_ns(self) -> array[int]:

@@ -5,13 +5,18 @@ Pure: it opens nothing. The native client needs no more of HTTP's request side t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from erhpc.errors import ConfigError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-SCHEMES = ("http", "https", "unix")
+_FORMS = "http://host:port/path, https://host:port/path, unix://%2Fpath%2Fof%2Fsocket/path"
+_HOST = re.compile(r"[\w.:%~!$&'()*+,;=-]+", re.ASCII)
+_KEY = re.compile(r"[\x21-\x7e]+")
+_IN_REQUEST_LINE = "!#$%&'()*+,/:;=?@[]~"
+"""What stands in a request line as it is; the rest of a URL is percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,7 @@ class Target:
 
     scheme: str
     host: str
-    """Name or address without brackets; for a Unix socket its path."""
+    """Name (in ASCII) or address without brackets; for a Unix socket its path."""
     port: int
     path: str
     """With the query, as it stands in the request line."""
@@ -35,14 +40,31 @@ class Target:
         """The value of the Host field (RFC 9110, section 7.2): an IPv6 address in brackets, a port if not default."""
         if self.scheme == "unix":
             return "localhost"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        # The zone of a link-local address means something on this machine only (RFC 6874, section 4).
+        host = f"[{self.host.partition('%')[0]}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        """The URL of a target that is no Unix socket."""
+        return f"{self.scheme}://{self.host_header}{self.path}"
+
     def resolve(self, location: str) -> Target:
-        """The target that a redirect from here points at. Raises ConfigError if that is no URL."""
-        if self.scheme == "unix":
-            return Target("unix", self.host, 0, location if location.startswith("/") else f"/{location}")
-        return parse_target(urljoin(f"{self.scheme}://{self.host_header}{self.path}", location))
+        """The target that a redirect from here points at.
+
+        Raises:
+            ConfigError: that is no URL, or one that a server has no business to send its clients to.
+        """
+        base = self.url if self.scheme != "unix" else f"http://localhost{self.path}"
+        try:
+            url = urljoin(base, location)
+        except ValueError as error:
+            raise ConfigError(f"location={location!r} is no URL: {error}.") from error
+        found = parse_target(url)
+        if found.scheme == "unix":
+            raise ConfigError(f"location={location!r}: no server may send a client to a Unix socket of its machine.")
+        is_here = self.scheme == "unix" and found.host == "localhost"
+        return Target("unix", self.host, 0, found.path) if is_here else found
 
 
 def parse_target(url: str) -> Target:
@@ -53,22 +75,31 @@ def parse_target(url: str) -> Target:
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        if parts.scheme == "unix" and parts.netloc:
+            return Target("unix", unquote(parts.netloc), 0, _path_of(parts))
+        host, port = _ascii_host(parts.hostname or ""), parts.port
     except ValueError as error:
-        raise ConfigError(f"url={url!r} is no URL: {error}. Give http://host:port/path.") from error
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if parts.scheme == "unix" and parts.netloc:
-        return Target("unix", unquote(parts.netloc), 0, path)
-    if parts.scheme not in DEFAULT_PORTS or not host:
-        raise ConfigError(f"url={url!r} cannot be asked. Allowed: {', '.join(f'{s}://...' for s in SCHEMES)}.")
-    return Target(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], path)
+        raise ConfigError(f"url={url!r} is no URL: {error}. Allowed: {_FORMS}.") from error
+    if parts.scheme not in DEFAULT_PORTS or not _HOST.fullmatch(host) or port == 0:
+        raise ConfigError(f"url={url!r} cannot be asked. Allowed: {_FORMS}.")
+    if parts.username is not None:
+        raise ConfigError(f"url of {host}: a user in the URL is not sent. Take it out; a key goes as a bearer token.")
+    return Target(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], _path_of(parts))
 
 
 def build_head(target: Target, key: str | None) -> bytes:
     """The head of a streaming POST to `target`, up to the value of Content-Length.
 
     `Accept-Encoding: identity`: compressing would hold tokens back until a block is full.
+
+    Raises:
+        ConfigError: `key` cannot stand in a header field.
     """
+    if key and not _KEY.fullmatch(key):
+        raise ConfigError(
+            "The key has characters that no header field may carry (a line end, a space or non-ASCII ones). "
+            "Look at its end: files often add a line end."
+        )
     fields = [
         f"POST {target.path} HTTP/1.1",
         f"Host: {target.host_header}",
@@ -85,3 +116,14 @@ def build_head(target: Target, key: str | None) -> bytes:
 def build_request(head: bytes, body: bytes) -> bytes:
     """All bytes of one request, `head` being what `build_head` made."""
     return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+
+
+def _path_of(parts: SplitResult) -> str:
+    return quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_IN_REQUEST_LINE)
+
+
+def _ascii_host(host: str) -> str:
+    """`host` as the network knows it: international names by IDNA, the zone of an address after a bare `%`."""
+    if ":" in host:
+        return host.replace("%25", "%", 1)
+    return host.encode("idna").decode("ascii")  # UnicodeError, a ValueError, if a label is empty or too long

@@ -7,7 +7,6 @@ way each request it began has exactly one record, also when its task is cancelle
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from numpy.random import PCG64, Generator, SeedSequence
 
@@ -45,9 +44,10 @@ class User:
         self._is_scheduled = spec.workload.arrivals.is_open
         self._random: Generator | None = None
         self._upcoming: LoadRequest | None = None
-        self._dismissed = asyncio.Event()
-        self._awake = asyncio.Event()
-        self._awake.set()
+        self._is_dismissed = False
+        self._is_resting = False
+        self._pause: asyncio.Future[None] | None = None
+        """What this user waits for between two requests; done early by a dismissal or, at rest, by being woken."""
         self._failures_in_row = 0
 
     def prepare(self, lengths: tuple[int, int] | None = None) -> None:
@@ -72,28 +72,43 @@ class User:
 
     def dismiss(self) -> None:
         """Send no further request; a pause ends at once, an answer in flight goes on."""
-        self._dismissed.set()
-        self._awake.set()
+        self._is_dismissed, self._is_resting = True, False
+        self._end_pause()
 
     def rest(self) -> None:
         """Send no further request until woken."""
-        self._awake.clear()
+        self._is_resting = True
 
     def wake(self) -> None:
         """Go on after a rest; what would have been due meanwhile is due now."""
-        self._awake.set()
+        if self._is_resting:
+            self._is_resting = False
+            self._end_pause()
 
     async def _reach(self, due_ns: int) -> int | None:
-        """Wait until `due_ns` and until awake; returns when the request was due, None if dismissed before."""
-        pause_s = (due_ns - self._clock()) / 1e9
-        if pause_s > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._dismissed.wait()
-        if not self._awake.is_set():
-            await self._awake.wait()
+        """Wait until `due_ns`, and while at rest; returns when the request was due, None if dismissed before."""
+        while not self._is_dismissed and (pause_s := (due_ns - self._clock()) / 1e9) > 0:
+            await self._wait(pause_s)
+        while self._is_resting:
+            await self._wait(None)
             due_ns = self._clock()
-        return None if self._dismissed.is_set() else due_ns
+        return None if self._is_dismissed else due_ns
+
+    async def _wait(self, seconds: float | None) -> None:
+        # A future and a timer rather than asyncio.timeout: its exceptions are cycles, and nobody collects garbage.
+        loop = asyncio.get_running_loop()
+        self._pause = loop.create_future()
+        timer = loop.call_later(seconds, self._end_pause) if seconds is not None else None
+        try:
+            await self._pause
+        finally:
+            self._pause = None
+            if timer is not None:
+                timer.cancel()
+
+    def _end_pause(self) -> None:
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)
 
     async def _ask(self, request: LoadRequest, due_ns: int) -> RequestRecord:
         """Send one request and keep its record, also when this task is cancelled meanwhile."""

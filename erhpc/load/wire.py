@@ -14,7 +14,7 @@ from typing import Any
 from erhpc.load.exchange import Clock, Exchange
 from erhpc.load.reception import Reception
 from erhpc.load.stamps import ANCILLARY_BYTES, KernelClock
-from erhpc.results.record import Stamper
+from erhpc.results.record import ErrorKind, Stamper
 
 READ_BYTES = 4096
 """Enough for some tokens; a read that fills it is followed by larger ones."""
@@ -36,12 +36,18 @@ class Wire:
         self.reception: Reception | None = None
         self._over: asyncio.Future[None] | None = None
 
+    @property
+    def is_reusable(self) -> bool:
+        """Whether another request may follow: a response can be complete before the server took the whole request."""
+        return self.is_open and not self.loss and not self._has_unsent
+
     def begin(self, exchange: Exchange, request: bytes, clock: Clock) -> asyncio.Future[None]:
         """Send a request; the future is done when its response is over or the connection is lost."""
         self.exchange, self.reception, self.ended_ns = exchange, Reception(exchange), None
         self._over = asyncio.get_running_loop().create_future()
         exchange.stamped_by = self.stamped_by
-        exchange.sent_ns = clock()
+        if exchange.http_status is None:  # else a server has redirected us: the time that took counts
+            exchange.sent_ns = clock()
         self._send(request)
         return self._over
 
@@ -62,6 +68,13 @@ class Wire:
             else:
                 self.finish()
 
+    def give_up(self, kind: ErrorKind, text: str, now_ns: int) -> None:
+        """Wait no longer for the answer, unless it has ended."""
+        self.look(now_ns)
+        if self.reception is not None and not self.reception.has_ended:
+            self.reception.fail(kind, text)
+            self.finish()
+
     def finish(self) -> None:
         """Say that the response is over."""
         if self._over is not None and not self._over.done():
@@ -75,6 +88,10 @@ class Wire:
 
     def close(self) -> None:
         """Give the connection up, at once and whatever is in flight."""
+        raise NotImplementedError
+
+    @property
+    def _has_unsent(self) -> bool:
         raise NotImplementedError
 
     def _send(self, request: bytes) -> None:
@@ -93,7 +110,7 @@ class SocketWire(Wire):
         self._recvmsg = connection.recvmsg
         self._stamp = clock.stamp
         self._read_bytes = READ_BYTES
-        self._unsent = b""
+        self._unsent: memoryview | None = None
         self._loop.add_reader(connection.fileno(), self._on_readable)
 
     def close(self) -> None:
@@ -122,23 +139,33 @@ class SocketWire(Wire):
         if reception.take(piece, stamp_ns):
             self.look(stamp_ns)
 
+    @property
+    def _has_unsent(self) -> bool:
+        return self._unsent is not None
+
     def _send(self, request: bytes) -> None:
+        self._read_bytes = READ_BYTES
+        self._send_part(memoryview(request))
+        if self._unsent is not None:
+            self._loop.add_writer(self._connection.fileno(), self._on_writable)
+
+    def _send_part(self, part: memoryview) -> None:
+        """Send what the kernel takes and keep the rest."""
         try:
-            sent_bytes = self._connection.send(request)
+            part = part[self._connection.send(part) :]
         except BlockingIOError:
-            sent_bytes = 0
+            pass
         except OSError as error:
             # The response may be here already, e.g. a refusal of the body: reading tells, and ends in the loss.
             self.loss = f"the request could not be sent ({error.strerror})"
-            return
-        if sent_bytes < len(request):
-            self._unsent = request[sent_bytes:]
-            self._loop.add_writer(self._connection.fileno(), self._on_writable)
+            part = part[:0]
+        self._unsent = part if len(part) else None
 
     def _on_writable(self) -> None:
-        unsent, self._unsent = self._unsent, b""
-        self._loop.remove_writer(self._connection.fileno())
-        self._send(unsent)
+        if self._unsent is not None:
+            self._send_part(self._unsent)
+        if self._unsent is None:
+            self._loop.remove_writer(self._connection.fileno())
 
 
 class StreamWire(Wire, asyncio.Protocol):
@@ -171,6 +198,10 @@ class StreamWire(Wire, asyncio.Protocol):
         if self.is_open:
             self.is_open = False
             self._transport.abort()
+
+    @property
+    def _has_unsent(self) -> bool:
+        return self._transport.get_write_buffer_size() > 0
 
     def _send(self, request: bytes) -> None:
         if not self._transport.is_closing():

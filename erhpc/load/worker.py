@@ -167,15 +167,20 @@ class Worker:
             await asyncio.sleep(LOOK_S)
             if self._begin is None:
                 continue
-            tally = self._tally()
-            news = tally.all_finished, tally.all_left, tally.requests_ok + tally.requests_failed > 0
+            news = self._find_news()
             if self._clock() >= due_ns or news != last_news:
-                self._report(tally)
+                self._report(self._tally())
                 due_ns, last_news = self._clock() + round(TALLY_S * 1e9), news
+
+    def _find_news(self) -> tuple[bool, bool, bool]:
+        """What the conductor waits for: it is told at once when this changes."""
+        all_left = self._living is not None and self._living.done()
+        return self._journal.all_finished, all_left, self._journal.num_ok + self._journal.num_failed > 0
 
     def _tally(self) -> Tally:
         journal, now_ns = self._journal, self._clock()
         begin_ns = self._begin.at_ns if self._begin is not None else now_ns
+        all_finished, all_left, _ = self._find_news()
         return Tally(
             phase=journal.phase(now_ns),
             elapsed_s=(now_ns - begin_ns) / 1e9,
@@ -185,8 +190,8 @@ class Worker:
             tokens=self._client.num_pieces,
             measured=journal.num_measured,
             ttft_p50_s=journal.ttft_p50_s(),
-            all_finished=journal.all_finished,
-            all_left=self._living is not None and self._living.done(),
+            all_finished=all_finished,
+            all_left=all_left,
             commonest_failure=journal.commonest_failure,
         )
 

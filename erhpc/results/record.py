@@ -44,7 +44,17 @@ class Column:
     """One column: `kind` is a name that `store` maps to a Parquet type."""
 
     name: str
-    kind: Literal["string", "int32", "int64", "float64", "bool", "list<int32>", "list<string>", "map<string,float64>"]
+    kind: Literal[
+        "string",
+        "int32",
+        "int64",
+        "float64",
+        "bool",
+        "list<int32>",
+        "list<float64>",
+        "list<string>",
+        "map<string,float64>",
+    ]
     meaning: str
 
 
@@ -158,6 +168,7 @@ LEVEL_COLUMNS: tuple[Column, ...] = (
     Column("send_late_max_s", "float64", "sent minus scheduled, largest, seconds"),
     Column("client_workers", "int32", "client processes"),
     Column("client_cpu_share", "float64", "CPU time of the busiest client process over the window, share of one core"),
+    Column("worker_cpu_share", "list<float64>", "the same of every client process, in the order of their numbers"),
     Column("client_us_per_token", "float64", "CPU time of all client processes per answer token, microseconds"),
     Column(
         "client_margin",

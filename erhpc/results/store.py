@@ -53,6 +53,7 @@ _TYPES = {
     "float64": pa.float64(),
     "bool": pa.bool_(),
     "list<int32>": pa.list_(pa.int32()),
+    "list<float64>": pa.list_(pa.float64()),
     "list<string>": pa.list_(pa.string()),
     "map<string,float64>": pa.map_(pa.string(), pa.float64()),
 }

@@ -100,6 +100,7 @@ def _summarise_clients(parts: Sequence[ClientPart]) -> dict[str, Any]:
         "window_s": sum(map(metrics.window_s, parts)) / len(parts) if parts else 0.0,
         "client_workers": len(parts),
         "client_cpu_share": _worst(_ratio(part.cpu_s, metrics.window_s(part)) for part in parts),
+        "worker_cpu_share": [_ratio(part.cpu_s, metrics.window_s(part)) for part in parts],
         "client_us_per_token": _us_per_token(parts),
         "client_lag_p99_s": _worst(part.lag_p99_s for part in parts),
         "client_lag_histogram": _add_histograms(parts),

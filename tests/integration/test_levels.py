@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from erhpc.cluster.levels import LevelStore
+from erhpc.plan.levels import LoadPoint
 from erhpc.results.paths import RunPaths
 from erhpc.results.store import read_levels, write_part
 from tests.integration.synthetic_results import make_part
@@ -42,13 +43,13 @@ async def store_level(tmp_path, *, gateway=GATEWAY, experts=None, reasons=(), as
     """The stored row of level 0 of the quickstart; `experts` are the telemetry answers of its first replicas."""
     planned, run = plan("quickstart"), RunPaths(tmp_path)
     # The window of a synthetic part began when the machine did, long before any server could remember.
-    write_part(run.part(0, "client-0"), replace(make_part(3), window_start_monotonic_ns=-3600 * 10**9))
+    write_part(run.part(0, 0), replace(make_part(3), window_start_monotonic_ns=-3600 * 10**9))
     answers = [*(experts or []), *[ON_TIME] * len(planned.replicas)][: len(planned.replicas)]
     async with AsyncExitStack() as stack:
         gateway_url = await stack.enter_async_context(serving(gateway, asked))
         urls = [await stack.enter_async_context(serving(answer, asked)) for answer in answers]
         store = await stack.enter_async_context(LevelStore(planned, run, "key", gateway_url, urls))
-        await store.store(planned.levels[0], list(reasons))
+        await store.store(planned.levels[0], LoadPoint(users=1), list(reasons))
     return read_levels(tmp_path).iloc[0]
 
 

@@ -287,13 +287,13 @@ def test_an_open_loop_gives_the_lengths_of_its_trace():
     assert (len(said_in(request)[0]), request.max_tokens) == (30 * CHARS_PER_TOKEN, 7)
 
 
-def test_lengths_of_a_trace_are_clipped_and_replace_no_other_kind():
+def test_lengths_of_a_trace_are_taken_as_they_are_and_replace_no_other_kind():
     source = source_of(
         prompts=[], format="synthetic", input_tokens=LengthConfig(mean=9), output_tokens=TRACED, trace="t"
     )
     request = source.draw((30, 70_000))
 
-    assert (len(said_in(request)[0]), request.max_tokens) == (9 * CHARS_PER_TOKEN, 100)
+    assert (len(said_in(request)[0]), request.max_tokens) == (9 * CHARS_PER_TOKEN, 70_000)
 
 
 def test_a_closed_loop_draws_prompt_and_answer_from_the_same_row():

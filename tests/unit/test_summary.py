@@ -293,7 +293,7 @@ def test_sharing_the_records_among_clients_changes_nothing(dealt, clocks_ns):
 
     alone, shared = (summarise(*found, identity=OPEN, slo=SLO) for found in ([whole], parts))
 
-    about_clients = {"client_workers", "clock_offset_s"}
+    about_clients = {"client_workers", "worker_cpu_share", "clock_offset_s"}
     for name in alone.keys() - about_clients:
         expected = alone[name]
         assert shared[name] == (pytest.approx(expected) if isinstance(expected, float | dict) else expected), name

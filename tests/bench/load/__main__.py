@@ -24,7 +24,7 @@ from tests.bench.load.mock import Mock, NoCompiler, compile_mock, serving
 from tests.bench.load.peers import PEERS
 from tests.bench.load.process import ClientFailed, run_client
 from tests.bench.load.tables import level_tables
-from tests.bench.load.verdict import verdict_tables
+from tests.bench.load.verdict import extrapolation, verdict_tables
 
 CLIENTS: dict[str, Client] = {**ERHPC_CLIENTS, **PEERS}
 LEVELS = (1, 50, 200, 500, 1000, 2000)
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     for users in options.users:
         print(level_tables(measurements, users))
     print(verdict_tables(measurements))
+    print(extrapolation(measurements, options.tokens, options.ttft_ms, options.gap_ms))
     return 0 if measurements else 1
 
 
@@ -62,7 +63,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.load", description=__doc__.splitlines()[0])
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    parser.add_argument("--clients", type=lambda text: text.split(","), default=list(CLIENTS), help=",".join(CLIENTS))
+    parser.add_argument(
+        "--clients", type=lambda text: text.split(","), default=["erhpc", *PEERS], help=",".join(CLIENTS)
+    )
     parser.add_argument("--users", type=numbers, default=list(LEVELS), help="levels, e.g. 1,50,1000")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=16.0, help="length of each measurement")

@@ -43,7 +43,7 @@ class ErhpcClient:
         return Report(
             ttft=_latencies(row, "ttft"),
             gap=_latencies(row, "itl"),
-            tokens_per_s=row["output_tokens_per_s"],
+            tokens_per_s=float(row["output_tokens_per_s"]),
             requests=int(row["requests_ok"]),
             window_ns=(start_ns, start_ns + round(row["window_s"] * NS_PER_S)),
             is_steady=True,
@@ -61,5 +61,7 @@ def _latencies(row: Any, name: str) -> Latencies:
 
 ERHPC_CLIENTS = {
     "erhpc": ErhpcClient("erhpc"),
+    "erhpc-4": ErhpcClient("erhpc, 4 processes", "load.processes=4"),
+    "erhpc-loop": ErhpcClient("erhpc (loop stamps)", "load.stamps=loop"),
     "erhpc-aiohttp": ErhpcClient("erhpc (aiohttp)", "load.client=aiohttp"),
 }

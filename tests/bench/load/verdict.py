@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.bench.load.measurement import Measurement
 from tests.bench.load.tables import COLUMNS, Value, align, clients_of, median_of
+from tests.bench.load.truth import possible_tokens_per_s
 
+USABLE_CPU_SHARE = 0.85
+"""As a level's verdict has it: a client process that is busier has queues of its own."""
+NODE_CORES = 16
 NOISE_MS = 0.05
 """Two clients whose errors differ by less are as good as each other."""
 NOISE_SHARE = 0.01
@@ -110,3 +115,24 @@ def _contest_rows(measurements: Sequence[Measurement], client: str) -> Iterator[
                 held += our <= their + noise
                 worse += [] if our <= their + noise else [name]
             yield [client, f"{users:,}", peer, f"{held} of {held + len(worse)}", ", ".join(worse) or "nothing"]
+
+
+def extrapolation(measurements: Sequence[Measurement], tokens: int, ttft_ms: float, gap_ms: float) -> str:
+    """How many such users erhpc could play on one node, from what a token costs at the largest level measured.
+
+    Cores of a node share memory bandwidth and the kernel's network stack, which this does not know.
+    """
+    mine = [m for m in measurements if m.client.startswith("erhpc")]
+    if not mine:
+        return ""
+    largest = max(m.users for m in mine)
+    per_user = possible_tokens_per_s(1, tokens, ttft_ms, gap_ms)
+    lines = [f"\none process per core at {USABLE_CPU_SHARE:.0%}, {per_user:.1f} tokens/s per user, one core left over"]
+    for client in dict.fromkeys(m.client for m in mine if m.users == largest):
+        us = statistics.median(m.cpu_us_per_token for m in mine if (m.client, m.users) == (client, largest))
+        per_core = USABLE_CPU_SHARE * 1e6 / (us * per_user)
+        lines.append(
+            f"  {client}: {us:.1f} us/token at {largest:,} users: {per_core:,.0f} users per core, "
+            f"{(NODE_CORES - 1) * per_core:,.0f} on a node of {NODE_CORES} cores"
+        )
+    return "\n".join(lines)
