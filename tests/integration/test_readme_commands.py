@@ -132,7 +132,7 @@ def check_load_of_rates(command, tmp_path, environment):
     output, run = load(command, tmp_path, environment)
 
     levels = read_levels(run.root)
-    assert list(levels["rate_per_s"]) == [2, 5, 10]
+    assert list(levels["rate_per_s"]) == [5, 20]
     assert set(levels["arrivals"]) == {"poisson"}
     assert set(read_records(run.root)["latency_from"]) == {"scheduled"}
     assert "arrivals (external)" in output
@@ -214,7 +214,7 @@ EXPECTED = {
     "python -m erhpc.launch +experiment=llama3_70b_tp4": check_launch,
     "python -m erhpc.launch +experiment=llama3_8b_tp1 detach=true": check_detached,
     "python -m erhpc.load url=http://127.0.0.1:8000 users=[1,10,100]": check_load_of_users,
-    "python -m erhpc.load url=http://127.0.0.1:8000 workload=open rates_per_s=[2,5,10]": check_load_of_rates,
+    "python -m erhpc.load url=http://127.0.0.1:8000 workload=open rates_per_s=[5,20]": check_load_of_rates,
     "python -m erhpc.load url=http://127.0.0.1:8000 workload=trace workload.trace=azure_llm_2023_conv.csv": (
         check_load_of_a_trace
     ),
