@@ -6,6 +6,7 @@ It knows neither users nor phases. Times are stamped by the event loop, once per
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
 import time
 from array import array
@@ -16,6 +17,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError
 
 from erhpc.errors import ConfigError
 from erhpc.load.answer import AnswerReader
@@ -147,7 +149,7 @@ class AiohttpClient:
         while True:
             try:
                 async with self._session.post(
-                    target.url, data=body, headers=key, allow_redirects=False, trace_request_ctx=attempt
+                    target.url, data=io.BytesIO(body), headers=key, allow_redirects=False, trace_request_ctx=attempt
                 ) as response:
                     return await self._receive(response, attempt)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
@@ -227,6 +229,6 @@ def _failure_kind(error: Exception, status: int | None) -> ErrorKind:
         return "tls"
     if isinstance(error, aiohttp.ClientConnectorError):
         return "connect"
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, aiohttp.ClientResponseError) or isinstance(error.__cause__, ContentEncodingError):
         return "malformed"
     return "connect" if status is None else "truncated"
