@@ -12,18 +12,18 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from erhpc.load.exchange import Clock, StreamingClient
+from erhpc.client.exchange import Clock, StreamingClient
 from erhpc.load.journal import Journal
 from erhpc.load.messages import AskClock, Begin, CloseWindow, Command, End, OpenWindow, Ready, Report, Tally, TellClock
-from erhpc.load.pool import PromptPool
 from erhpc.load.population import Population, Residents, Visitors
 from erhpc.load.process import check_connections, garbage_ignored
-from erhpc.load.requests import RequestSource
-from erhpc.load.traces import Trace
 from erhpc.load.users import User
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.record import LAG_BOUNDS_S, ClientPart
 from erhpc.results.telemetry import LoopLag
+from erhpc.workload.pool import PromptPool
+from erhpc.workload.requests import RequestSource
+from erhpc.workload.traces import Trace
 
 TALLY_S = 0.5
 LOOK_S = 0.02

@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 import uvloop
 
+from erhpc.client.exchange import Exchange, Patience, StreamingClient
+from erhpc.client.native import NativeClient
+from erhpc.client.streaming import AiohttpClient
 from erhpc.errors import ConfigError
-from erhpc.load.exchange import Exchange, Patience, StreamingClient
-from erhpc.load.native import NativeClient
-from erhpc.load.streaming import AiohttpClient
 from tests.fakes.raw_server import RawServer, Talk, Visit, canned
 from tests.fakes.streaming_expert import StreamingExpert
 from tests.streams import CHUNKED_HEAD, DONE, EVENT_STREAM, LAST_CHUNK, answer, chat, chunk, request_of, usage

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erhpc.load.answer import AnswerReader
-from erhpc.load.body import BodyError, make_body
-from erhpc.load.exchange import Exchange
-from erhpc.load.head import HeadError, find_head_end, parse_head
-from erhpc.load.reception import LOOK_BYTES, Reception
+from erhpc.client.answer import AnswerReader
+from erhpc.client.body import BodyError, make_body
+from erhpc.client.exchange import Exchange
+from erhpc.client.head import HeadError, find_head_end, parse_head
+from erhpc.client.reception import LOOK_BYTES, Reception
 from tests.streams import (
     CHUNKED_HEAD,
     DONE,

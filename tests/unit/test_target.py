@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from erhpc.client.target import Target, build_head, build_request, parse_target
 from erhpc.errors import ConfigError
-from erhpc.load.target import Target, build_head, build_request, parse_target
 
 
 @pytest.mark.parametrize(

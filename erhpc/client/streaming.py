@@ -19,14 +19,14 @@ from typing import Any, Self
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
 
+from erhpc.client.answer import AnswerReader
+from erhpc.client.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Patience
+from erhpc.client.redirects import REDIRECTS, follow_redirects
+from erhpc.client.target import Target, build_head, parse_target
 from erhpc.errors import ConfigError
-from erhpc.load.answer import AnswerReader
-from erhpc.load.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Patience
-from erhpc.load.redirects import REDIRECTS, follow_redirects
-from erhpc.load.requests import LoadRequest
-from erhpc.load.target import Target, build_head, parse_target
 from erhpc.plan.protocol import KEEP_ALIVE_S
 from erhpc.results.record import ErrorKind
+from erhpc.workload.requests import LoadRequest
 
 MAX_REFUSAL_BYTES = 4096
 """How much of an error body is read for the record."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from erhpc.load.requests import LoadRequest
 from erhpc.results.record import ErrorKind, Stamper
+from erhpc.workload.requests import LoadRequest
 
 Clock = Callable[[], int]
 """Monotonic time in nanoseconds."""
