@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from erhpc.errors import ConfigError, InputError
-from erhpc.load import traces
+from erhpc.workload import traces
 from erhpc.workload.traces import Trace, read_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
