@@ -32,7 +32,7 @@ from tests.streams import (
     usage,
 )
 
-many = settings(deadline=None, max_examples=300)  # the machine may be busy
+many = settings(deadline=None, max_examples=200)  # the machine may be busy
 
 
 def stamp_of(index: int) -> int:
@@ -387,7 +387,7 @@ def raw_chunks(draw: st.DrawFn) -> list[bytes]:
     return chunks
 
 
-@settings(deadline=None, max_examples=1_500)
+@settings(deadline=None, max_examples=1_000)
 @given(raw_chunks(), st.sampled_from([[chunk(DONE), LAST_CHUNK], [LAST_CHUNK], []]), st.sampled_from([1, 1, 2, 3]))
 def test_frames_that_are_not_decoded_say_what_decoding_them_would_say(chunks, tail, num_together):
     chunks = [*chunks, *tail]
