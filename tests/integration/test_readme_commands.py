@@ -9,15 +9,28 @@ import subprocess
 
 import pytest
 
+from erhpc.results.store import read_levels, read_records
 from tests import runs
+from tests.integration.test_standalone import null_expert
 from tests.readme import find_commands
 
 SHORT = [*runs.QUICK, "workload.users=[1,2]", "workload.measure_s=1"]
+SHORT_LOAD = [
+    "workload.warmup_s=0.5",
+    "workload.warmup_max_s=3",
+    "workload.measure_s=1",
+    "workload.drain_s=5",
+    "load.calibrate=false",
+]
 # `make test` runs this very test, so only its existence is checked; the others are covered where they are named.
 ELSEWHERE = {
     "make test": None,
     "make check": None,
     "make vllm-env": None,
+    'make bench-load BENCH_ARGS="--clients erhpc --users 1,1000"': (
+        "tests/integration/test_bench_mock.py",
+        '"tests.bench.load", "--clients", "erhpc"',
+    ),
     "sbatch sbatch/sweep.sh cluster=slurm": ("tests/slurm/test_runs.py", '"sbatch/sweep.sh", *overrides'),
     "python -m erhpc.launch +experiment=vllm_cpu_tiny": (
         "tests/integration/test_vllm_run.py",
@@ -96,6 +109,65 @@ def check_launch(command, tmp_path, environment):
     runs.assert_records_are_the_requests(runs.only_run(tmp_path))
 
 
+def load(command, tmp_path, environment, *overrides):
+    """Run a command that loads a server, against one of its own; returns what it printed and its run."""
+    with null_expert() as url:
+        words = shlex.join([*SHORT_LOAD, f"output_root={tmp_path}", *overrides])
+        output = execute(f"{command.replace('http://127.0.0.1:8000', url)} {words}", env=environment)
+    return output, runs.find_run(output)
+
+
+def check_load_of_users(command, tmp_path, environment):
+    output, run = load(command, tmp_path, environment)
+
+    levels = read_levels(run.root)
+    assert list(levels["users"]) == [1, 10, 100]
+    assert set(levels["engine"]) == {"external"}
+    assert set(read_records(run.root)["status"]) == {"ok"}
+    assert "load (external)" in output
+    assert "arrivals stamped by the kernel" in output
+
+
+def check_load_of_rates(command, tmp_path, environment):
+    output, run = load(command, tmp_path, environment)
+
+    levels = read_levels(run.root)
+    assert list(levels["rate_per_s"]) == [2, 5, 10]
+    assert set(levels["arrivals"]) == {"poisson"}
+    assert set(read_records(run.root)["latency_from"]) == {"scheduled"}
+    assert "arrivals (external)" in output
+    assert "backlog" in output
+
+
+def check_load_of_a_trace(command, tmp_path, environment):
+    """With a short trace in place of the public one."""
+    trace = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:15:{46 + number / 10:012.9f},{100 + number},{5 + number}" for number in range(30)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    command = command.replace("azure_llm_2023_conv.csv", shlex.quote(str(trace)))
+
+    _, run = load(command, tmp_path, environment, "workload.measure_s=5")
+
+    assert list(read_levels(run.root)["arrivals"]) == ["trace"]
+    assert sorted(read_records(run.root)["max_tokens"]) == list(range(5, 35))
+
+
+def check_search(command, tmp_path, environment):
+    output, run = load(command, tmp_path, environment, "search.high=20")
+
+    assert list(read_levels(run.root)["users"]) == [10, 20]
+    assert "search: 20 users met the SLO" in output
+    assert run.search.exists()
+
+
+def check_client_nodes(command, tmp_path, environment):
+    output = execute(shorten(command, tmp_path), env=environment)
+
+    assert "finished" in output
+    records = runs.assert_records_are_the_requests(runs.only_run(tmp_path))
+    assert set(records["worker"]) == {0, 1}  # of four processes, for two users
+
+
 def check_detached(command, tmp_path, environment):
     """Also the three status commands, which need a run to look at."""
     output = execute(shorten(command, tmp_path), env=environment)
@@ -141,6 +213,17 @@ EXPECTED = {
     "python -m erhpc.plan +experiment=llama3_70b_tp4 engine=vllm cluster=slurm": check_plan,
     "python -m erhpc.launch +experiment=llama3_70b_tp4": check_launch,
     "python -m erhpc.launch +experiment=llama3_8b_tp1 detach=true": check_detached,
+    "python -m erhpc.load url=http://127.0.0.1:8000 users=[1,10,100]": check_load_of_users,
+    "python -m erhpc.load url=http://127.0.0.1:8000 workload=open rates_per_s=[2,5,10]": check_load_of_rates,
+    "python -m erhpc.load url=http://127.0.0.1:8000 workload=trace workload.trace=azure_llm_2023_conv.csv": (
+        check_load_of_a_trace
+    ),
+    "python -m erhpc.load url=http://127.0.0.1:8000 search.kind=users search.low=10 slo.ttft_s=0.2 slo.tpot_s=0.03": (
+        check_search
+    ),
+    "python -m erhpc.launch +experiment=llama3_8b_tp1 load.processes=4 load.nodes=1 cluster.max_nodes=2": (
+        check_client_nodes
+    ),
     "python -m erhpc.status RUN": check_covered_by_detached,
     "python -m erhpc.status --once RUN": check_covered_by_detached,
     "python -m erhpc.status --cancel RUN": check_covered_by_detached,

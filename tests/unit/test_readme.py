@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import typing
 
 import pytest
 
+from erhpc.composition import CONF_DIRECTORY
+from erhpc.config import ExperimentConfig, LoadTestConfig
 from erhpc.results.record import LEVEL_COLUMNS, RECORD_COLUMNS
 from tests.readme import README, find_commands, find_first_cells, find_section
 from tests.unit.experiments import EXPERIMENTS
@@ -24,6 +28,28 @@ def test_every_column_is_described_and_no_other(file, columns):
 
 def test_every_experiment_is_listed_and_no_other():
     assert sorted(find_first_cells(find_section("Use"))) == EXPERIMENTS
+
+
+def test_every_workload_is_listed_and_no_other():
+    stems = [path.stem for path in (CONF_DIRECTORY / "workload").glob("*.yaml")]
+
+    assert sorted(find_first_cells(find_section("Load"))) == sorted(stems)
+
+
+def has_key(kind, key):
+    """Whether a configuration of this dataclass has the dotted key."""
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind) or name not in {field.name for field in dataclasses.fields(kind)}:
+            return typing.get_origin(kind) is dict
+        kind = typing.get_type_hints(kind)[name]
+    return True
+
+
+def test_every_key_that_a_load_is_told_exists():
+    keys = re.findall(r"[`\s+]((?:workload|load|slo|stop|search)\.[a-z0-9_.]+)", find_section("Load"))
+
+    assert len(keys) > 30
+    assert [key for key in keys if not has_key(LoadTestConfig, key) or not has_key(ExperimentConfig, key)] == []
 
 
 def test_every_path_named_in_backticks_exists():
