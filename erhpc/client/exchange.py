@@ -104,6 +104,10 @@ class StreamingClient(Protocol):
     def num_pieces(self) -> int:
         """Pieces of answers that have come in so far, for a live view; about one per token."""
 
+    @property
+    def num_clock_jumps(self) -> int:
+        """How often the wall clock was set since the client exists: each spoils the kernel's stamps about it."""
+
     def take_delays_ns(self) -> array[int]:
         """How long pieces lay in the kernel before they were read: samples since the last call, none if not known."""
 

@@ -78,6 +78,11 @@ class NativeClient:
         """See `StreamingClient.num_pieces`."""
         return self.kernel_clock.num_reads + self._connector.num_reads
 
+    @property
+    def num_clock_jumps(self) -> int:
+        """See `StreamingClient.num_clock_jumps`."""
+        return self.kernel_clock.num_jumps
+
     def take_delays_ns(self) -> array[int]:
         """See `StreamingClient.take_delays_ns`."""
         return self.kernel_clock.take_delays_ns()

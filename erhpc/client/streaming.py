@@ -101,6 +101,7 @@ class AiohttpClient:
         self, url: str, *, patience: Patience, key: str | None = None, clock: Clock = time.monotonic_ns
     ) -> None:
         self.num_pieces = 0
+        self.num_clock_jumps = 0  # the monotonic clock stamps
         self._target = parse_target(url)
         self._patience = patience
         self._clock = clock

@@ -59,6 +59,7 @@ class Worker:
         self._living: asyncio.Task[None] | None = None
         self._started_utc = ""
         self._cpu_s: float | None = None
+        self._first_jumps = 0
         self._closed = False
         self._over = asyncio.Event()
         """The window has been closed and everyone has left."""
@@ -129,6 +130,7 @@ class Worker:
     def _open(self) -> None:
         self._cpu_s = self._cpu_clock()
         self._client.take_delays_ns()
+        self._first_jumps = self._client.num_clock_jumps
         if self._population is not None:
             self._population.open_window()
 
@@ -208,6 +210,7 @@ class Worker:
             lag_p99_s=self._lag_p99_s,
             lag_histogram=self._lag_histogram,
             cpu_s=self._window_cpu_s,
+            clock_jumps=self._client.num_clock_jumps - self._first_jumps,
             kernel_delay_p99_s=_quantile(self._delays_ns, 0.99),
             clock_offset_ns=begin.clock_offset_ns if begin is not None else 0,
             clock_uncertainty_ns=begin.clock_uncertainty_ns if begin is not None else 0,
