@@ -15,14 +15,14 @@ from pathlib import Path
 
 import msgspec
 
-from erhpc.load.client import make_client
+from erhpc.client.selection import make_client
 from erhpc.load.messages import Command, Report, encode_line, parse_command
-from erhpc.load.pool import build_pool
-from erhpc.load.traces import read_trace
 from erhpc.load.worker import Worker
 from erhpc.plan.protocol import API_PATHS
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.store import write_part
+from erhpc.workload.pool import build_pool
+from erhpc.workload.traces import read_trace
 from jobs.process import read_key, run_job
 
 

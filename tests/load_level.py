@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from erhpc.client.selection import make_client
 from erhpc.config import ArrivalConfig, LengthConfig, LoadConfig, WorkloadConfig
 from erhpc.corpus.prompts import Prompt
-from erhpc.load.client import make_client
 from erhpc.load.conductor import Conductor
 from erhpc.load.messages import Command
-from erhpc.load.pool import PromptPool
 from erhpc.load.progress import Progress
-from erhpc.load.traces import Trace
 from erhpc.load.worker import Worker
 from erhpc.plan.levels import LoadPoint
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.record import ClientPart
+from erhpc.workload.pool import PromptPool
+from erhpc.workload.traces import Trace
 
 PROMPTS = [Prompt(f"p{number}", "math", f"What is {number} + {number}?") for number in range(40)]
 

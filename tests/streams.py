@@ -8,7 +8,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
-from erhpc.load.requests import LoadRequest
+from erhpc.workload.requests import LoadRequest
 
 EVENT_STREAM = b"Content-Type: text/event-stream\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\n" + EVENT_STREAM + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -16,14 +16,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from erhpc.client.exchange import Exchange, StreamingClient
+from erhpc.client.selection import make_client
 from erhpc.config import LoadConfig, WorkloadConfig
 from erhpc.errors import ProcessError
 from erhpc.load.calibration import AnswerStamps, Calibration, ClientCost, parse_stamps, summarise_calibration
-from erhpc.load.client import make_client
-from erhpc.load.exchange import Exchange, StreamingClient
 from erhpc.load.process import garbage_ignored
-from erhpc.load.requests import LoadRequest
 from erhpc.plan.protocol import API_PATHS
+from erhpc.workload.requests import LoadRequest
 
 USERS = 500
 """Enough for half of what one core can take: at a tenth of it a token costs twice as much."""

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from erhpc.client.exchange import Clock
 from erhpc.config import WorkloadConfig
-from erhpc.load.exchange import Clock
 from erhpc.load.messages import AskClock, Begin, CloseWindow, Command, End, OpenWindow, Ready, Report, Tally, TellClock
 from erhpc.load.progress import Progress, RateMeter, merge_tallies
 from erhpc.load.steadiness import PATIENCE_S, Sample, SteadinessTest

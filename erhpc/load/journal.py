@@ -9,7 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from statistics import median
 
-from erhpc.load.exchange import Exchange
+from erhpc.client.exchange import Exchange
 from erhpc.results.record import Phase, RequestRecord
 
 NUM_RECENT_TTFTS = 256

@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from erhpc.client.exchange import Clock
 from erhpc.load.alarm import Alarm
-from erhpc.load.arrivals import Arrival, plan_arrivals
-from erhpc.load.exchange import Clock
 from erhpc.load.journal import Journal
-from erhpc.load.profile import Profile, num_active
-from erhpc.load.traces import Trace
 from erhpc.load.users import User
 from erhpc.plan.specs import ClientSpec
+from erhpc.workload.arrivals import Arrival, plan_arrivals
+from erhpc.workload.profile import Profile, num_active
+from erhpc.workload.traces import Trace
 
 STARTS_PER_S = 1000
 """Users that begin per second: all at once would overrun the listen queue of a server (128 in aiohttp)."""

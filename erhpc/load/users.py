@@ -10,12 +10,12 @@ import asyncio
 
 from numpy.random import PCG64, Generator, SeedSequence
 
-from erhpc.load.arrivals import draw_think_time_s
-from erhpc.load.exchange import Clock, Exchange, StreamingClient
+from erhpc.client.exchange import Clock, Exchange, StreamingClient
 from erhpc.load.journal import Journal
-from erhpc.load.requests import LoadRequest, RequestSource
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.record import RequestRecord, Status
+from erhpc.workload.arrivals import draw_think_time_s
+from erhpc.workload.requests import LoadRequest, RequestSource
 
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0

@@ -12,18 +12,18 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from erhpc.load.exchange import Clock, StreamingClient
+from erhpc.client.exchange import Clock, StreamingClient
 from erhpc.load.journal import Journal
 from erhpc.load.messages import AskClock, Begin, CloseWindow, Command, End, OpenWindow, Ready, Report, Tally, TellClock
-from erhpc.load.pool import PromptPool
 from erhpc.load.population import Population, Residents, Visitors
 from erhpc.load.process import check_connections, garbage_ignored
-from erhpc.load.requests import RequestSource
-from erhpc.load.traces import Trace
 from erhpc.load.users import User
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.record import LAG_BOUNDS_S, ClientPart
 from erhpc.results.telemetry import LoopLag
+from erhpc.workload.pool import PromptPool
+from erhpc.workload.requests import RequestSource
+from erhpc.workload.traces import Trace
 
 TALLY_S = 0.5
 LOOK_S = 0.02
@@ -59,6 +59,7 @@ class Worker:
         self._living: asyncio.Task[None] | None = None
         self._started_utc = ""
         self._cpu_s: float | None = None
+        self._first_jumps = 0
         self._closed = False
         self._over = asyncio.Event()
         """The window has been closed and everyone has left."""
@@ -129,6 +130,7 @@ class Worker:
     def _open(self) -> None:
         self._cpu_s = self._cpu_clock()
         self._client.take_delays_ns()
+        self._first_jumps = self._client.num_clock_jumps
         if self._population is not None:
             self._population.open_window()
 
@@ -208,6 +210,7 @@ class Worker:
             lag_p99_s=self._lag_p99_s,
             lag_histogram=self._lag_histogram,
             cpu_s=self._window_cpu_s,
+            clock_jumps=self._client.num_clock_jumps - self._first_jumps,
             kernel_delay_p99_s=_quantile(self._delays_ns, 0.99),
             clock_offset_ns=begin.clock_offset_ns if begin is not None else 0,
             clock_uncertainty_ns=begin.clock_uncertainty_ns if begin is not None else 0,

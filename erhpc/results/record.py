@@ -263,6 +263,8 @@ class ClientPart:
     cpu_s: float | None = None
     """CPU time of the process over the window."""
     kernel_delay_p99_s: float | None = None
+    clock_jumps: int = 0
+    """How often the wall clock, by which the kernel stamps, was set during the window."""
     clock_offset_ns: int = 0
     """This process's monotonic clock minus the conductor's."""
     clock_uncertainty_ns: int = 0

@@ -69,6 +69,7 @@ def summarise_level(
         warmup_cut=any(part.warmup_cut for part in parts),
         workload=workload,
         kept_late_p99_s=_quantile([metrics.send_late_s(record) for record in sent if not record.new_connection], 0.99),
+        clock_jumps=sum(part.clock_jumps for part in parts),
         clock_uncertainty_s=max((part.clock_uncertainty_ns for part in parts), default=0) / NS_PER_S,
         commonest_error=commonest_error(sent),
     )

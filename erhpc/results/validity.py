@@ -56,6 +56,7 @@ def find_invalid_reasons(
     warmup_cut: bool = False,
     workload: WorkloadConfig,
     kept_late_p99_s: float | None = None,
+    clock_jumps: int = 0,
     clock_uncertainty_s: float = 0.0,
     commonest_error: str | None = None,
 ) -> list[str]:
@@ -68,6 +69,7 @@ def find_invalid_reasons(
         workload: what was asked for: whether users pause, how arrivals were to come, whether the load was to change.
         kept_late_p99_s: 99th percentile of sent minus scheduled over requests for which no connection was opened:
             a server that is slow to accept makes requests late as well, and is not the client's fault.
+        clock_jumps: how often the wall clock of a client was set during the window.
         clock_uncertainty_s: how well the worst of the clients' clocks was compared with the conductor's.
         commonest_error: added where too many requests failed.
     """
@@ -80,7 +82,7 @@ def find_invalid_reasons(
         *_find_load_reasons(row, workload),
         *_find_arrival_reasons(row, workload),
         *_find_steadiness_reasons(row, warmup_cut),
-        *_find_clock_reasons(row, clock_uncertainty_s),
+        *_find_clock_reasons(row, clock_uncertainty_s, clock_jumps),
     ]
 
 
@@ -181,7 +183,9 @@ def _find_steadiness_reasons(row: Mapping[str, Any], warmup_cut: bool) -> Iterab
         yield f"not steady: rates still changed when the window began ({in_flight}{littles_law})"
 
 
-def _find_clock_reasons(row: Mapping[str, Any], clock_uncertainty_s: float) -> Iterable[str]:
+def _find_clock_reasons(row: Mapping[str, Any], clock_uncertainty_s: float, clock_jumps: int) -> Iterable[str]:
+    if clock_jumps and row["kernel_stamped_share"]:
+        yield f"the wall clock was set {clock_jumps} times in the window: the kernel's stamps about it are off"
     if row["client_workers"] > 1 and clock_uncertainty_s > MAX_CLOCK_UNCERTAINTY_S:
         limit = f"{MAX_CLOCK_UNCERTAINTY_S * 1000:.1f} ms"
         yield f"clocks of the clients are known only to {clock_uncertainty_s * 1000:.1f} ms (limit {limit})"

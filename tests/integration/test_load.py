@@ -18,12 +18,12 @@ from erhpc.config import ArrivalConfig, LengthConfig, LoadConfig, ProfileConfig,
 from erhpc.errors import ConfigError
 from erhpc.load.messages import Begin, CloseWindow, End, OpenWindow, encode_line
 from erhpc.load.progress import Progress
-from erhpc.load.traces import Trace
 from erhpc.load.users import backoff_s
 from erhpc.plan.levels import LoadPoint
 from erhpc.plan.specs import ClientSpec, Endpoint
 from erhpc.results.record import ClientPart, RequestRecord
 from erhpc.results.store import read_part
+from erhpc.workload.traces import Trace
 from tests.fakes.streaming_expert import StreamingExpert
 from tests.load_level import make_spec, open_loop, run_level
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from erhpc.config import ArrivalConfig, ProfileConfig, ThinkTimeConfig, WorkloadConfig
 from erhpc.errors import ConfigError, InputError
-from erhpc.load.arrivals import draw_think_time_s, plan_arrivals
-from erhpc.load.traces import Trace
+from erhpc.workload.arrivals import draw_think_time_s, plan_arrivals
+from erhpc.workload.traces import Trace
 
 PROCESSES = [("poisson", 1.0), ("gamma", 0.25), ("gamma", 4.0), ("constant", 1.0)]
 SPIKE = ProfileConfig(kind="spike", base=0.1, start_s=10, length_s=10)

@@ -53,7 +53,7 @@ def test_every_choice_of_every_group_composes(group):
     for path in (CONF_DIRECTORY / group).glob("*.yaml"):
         key = "/expert@experts.extra" if group == "expert" else group
         override = f"+expert@experts.extra={path.stem}" if group == "expert" else f"{key}={path.stem}"
-        more = ["router=round_robin"] if group == "expert" else []
+        more = {"expert": ["router=round_robin"], "workload": ["workload.trace=given.csv"]}.get(group, [])
         if override == "router=none":
             continue  # needs a single replica; the baselines compose it
         assert compose("quickstart", override, *more).experts

@@ -22,7 +22,9 @@ ROOMS = {
     "experts": {"plan", "results", "twin"},
     "gateway": {"plan", "results", "routing"},
     "config": set(),
-    "load": {"corpus", "plan", "results"},
+    "workload": {"corpus", "plan", "results"},
+    "client": {"plan", "results", "workload"},
+    "load": {"client", "plan", "results", "workload"},
     "cluster": {"corpus", "experts", "load", "plan", "results", "routing"},
     "report": {"console", "results"},
 }
@@ -34,7 +36,7 @@ HOMES = {
     "pyarrow": {"erhpc/corpus/dataset.py", "erhpc/results/store.py"},
     "sklearn": {"erhpc/routing/fitting.py"},
     "matplotlib": {"erhpc/report/figures.py"},
-    "tokenizers": {"erhpc/experts/model_directory.py", "erhpc/load/tokenizer.py"},
+    "tokenizers": {"erhpc/experts/model_directory.py", "erhpc/workload/tokenizer.py"},
     "uvloop": {"jobs/process.py"},
     "vllm": set(),
 }

@@ -5,7 +5,7 @@ import pytest
 
 from erhpc.config import LengthConfig
 from erhpc.errors import ConfigError
-from erhpc.load.lengths import draw_tokens
+from erhpc.workload.lengths import draw_tokens
 
 
 def drawn(length: LengthConfig, count: int = 20_000) -> np.ndarray:

@@ -18,10 +18,10 @@ from erhpc.config import ArrivalConfig, LengthConfig, PrefixConfig, WorkloadConf
 from erhpc.corpus.prompts import Prompt, demo_text
 from erhpc.errors import ConfigError, InputError
 from erhpc.experts.model_directory import build_tokenizer
-from erhpc.load.pool import PromptPool, build_pool
-from erhpc.load.requests import LoadRequest, RequestSource
-from erhpc.load.tokenizer import FileTokenizer, read_tokenizer
 from erhpc.plan.protocol import CHARS_PER_TOKEN
+from erhpc.workload.pool import PromptPool, build_pool
+from erhpc.workload.requests import LoadRequest, RequestSource
+from erhpc.workload.tokenizer import FileTokenizer, read_tokenizer
 
 PROMPTS = [Prompt(f"p{number}", "math" if number % 2 else "law", f'"Question" {number}?\t') for number in range(50)]
 RECORDED = Prompt("r", "law", "Why?", later=("And?", "Well?"), answers=("So.", ""))
@@ -354,7 +354,7 @@ def test_two_processes_build_the_same_pool():
 
 def test_no_heavy_library_is_loaded_until_a_file_needs_it():
     code = (
-        "import sys; from erhpc.config import WorkloadConfig; from erhpc.load.pool import build_pool; "
+        "import sys; from erhpc.config import WorkloadConfig; from erhpc.workload.pool import build_pool; "
         "build_pool(WorkloadConfig(), 1); print(sorted({'pyarrow', 'tokenizers', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

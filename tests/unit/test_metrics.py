@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erhpc.client.exchange import Exchange
 from erhpc.config import SloConfig
-from erhpc.load.exchange import Exchange
 from erhpc.results import metrics
 from tests.unit.records import MS, SECOND, busy_records, make_failed, make_part, make_record
 

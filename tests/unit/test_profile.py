@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erhpc.config import ProfileConfig
-from erhpc.load.profile import Profile, num_active
+from erhpc.workload.profile import Profile, num_active
 
 STEPS = Profile(ProfileConfig(kind="steps", steps=4), measure_s=40)
 SPIKE = Profile(ProfileConfig(kind="spike", base=0.2, start_s=10, length_s=5), measure_s=30)

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erhpc.load.answer import AnswerReader
-from erhpc.load.body import BodyError, make_body
-from erhpc.load.exchange import Exchange
-from erhpc.load.head import HeadError, find_head_end, parse_head
-from erhpc.load.reception import LOOK_BYTES, Reception
+from erhpc.client.answer import AnswerReader
+from erhpc.client.body import BodyError, make_body
+from erhpc.client.exchange import Exchange
+from erhpc.client.head import HeadError, find_head_end, parse_head
+from erhpc.client.reception import LOOK_BYTES, Reception
 from tests.streams import (
     CHUNKED_HEAD,
     DONE,
@@ -32,7 +32,7 @@ from tests.streams import (
     usage,
 )
 
-many = settings(deadline=None, max_examples=300)  # the machine may be busy
+many = settings(deadline=None, max_examples=200)  # the machine may be busy
 
 
 def stamp_of(index: int) -> int:
@@ -387,7 +387,7 @@ def raw_chunks(draw: st.DrawFn) -> list[bytes]:
     return chunks
 
 
-@settings(deadline=None, max_examples=1_500)
+@settings(deadline=None, max_examples=1_000)
 @given(raw_chunks(), st.sampled_from([[chunk(DONE), LAST_CHUNK], [LAST_CHUNK], []]), st.sampled_from([1, 1, 2, 3]))
 def test_frames_that_are_not_decoded_say_what_decoding_them_would_say(chunks, tail, num_together):
     chunks = [*chunks, *tail]

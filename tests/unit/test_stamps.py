@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erhpc.load.stamps import MAX_JUMP_NS, SAMPLE_EVERY, KernelClock, measure_offset_ns
+from erhpc.client.stamps import MAX_JUMP_NS, SAMPLE_EVERY, KernelClock, measure_offset_ns
 
 SECOND_NS = 1_000_000_000
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erhpc.load.answer import AnswerReader
-from erhpc.load.events import MAX_EVENT_BYTES, EventSplitter, EventTooLong
-from erhpc.load.exchange import Exchange
+from erhpc.client.answer import AnswerReader
+from erhpc.client.events import MAX_EVENT_BYTES, EventSplitter, EventTooLong
+from erhpc.client.exchange import Exchange
 
 
 def events_of(*pieces: bytes) -> list[bytes]:

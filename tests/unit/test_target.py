@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from erhpc.client.target import Target, build_head, build_request, parse_target
 from erhpc.errors import ConfigError
-from erhpc.load.target import Target, build_head, build_request, parse_target
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_redirect_is_resolved_against_what_was_asked(location: str, target: Ta
 
 @pytest.mark.parametrize(
     "location",
-    ["unix://%2Frun%2Fdocker.sock/v1", "UNIX://%2Fx/", "ftp://a/", "http://", "http://a:x/", "http://[::1", "//u:p@b/"],
+    ["unix://%2Frun%2Fdocker.sock/v1", "UNIX://%2Fx/", "ftp://a/", "http://a:x/", "http://[::1", "//u:p@b/"],
 )
 def test_a_redirect_leads_to_no_file_of_this_machine_and_to_nothing_that_is_no_url(location: str):
     with pytest.raises(ConfigError):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from erhpc.load.template import FrameTemplate
+from erhpc.client.template import FrameTemplate
 from tests.streams import chat, chunk
 
 FIRST = b'{"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}'

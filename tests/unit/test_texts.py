@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from erhpc.corpus.prompts import demo_text
 from erhpc.errors import InputError
 from erhpc.experts.model_directory import build_tokenizer
-from erhpc.load.texts import ExactWriter, RoughWriter
-from erhpc.load.tokenizer import FileTokenizer, read_tokenizer
-from erhpc.load.words import MAX_WORDS, Words, find_words
 from erhpc.plan.protocol import CHARS_PER_TOKEN
+from erhpc.workload.texts import ExactWriter, RoughWriter
+from erhpc.workload.tokenizer import FileTokenizer, read_tokenizer
+from erhpc.workload.words import MAX_WORDS, Words, find_words
 
 
 def train(tokenizer, trainer):

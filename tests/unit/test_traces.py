@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from erhpc.errors import ConfigError, InputError
-from erhpc.load import traces
-from erhpc.load.traces import Trace, read_trace
+from erhpc.workload import traces
+from erhpc.workload.traces import Trace, read_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

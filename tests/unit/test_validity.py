@@ -236,6 +236,11 @@ def test_an_open_loop_that_is_not_steady_is_overloaded_which_is_a_finding():
     assert find_open(make_open_row(steady=False, in_flight_start=10, in_flight_end=900)) == []
 
 
+def test_a_wall_clock_that_is_set_spoils_what_the_kernel_stamps():
+    assert find(make_row(kernel_stamped_share=1.0), clock_jumps=2)[0].startswith("the wall clock was set 2 times")
+    assert find(make_row(kernel_stamped_share=0.0), clock_jumps=2) == []
+
+
 def test_clocks_matter_only_between_several_clients():
     assert find(make_row(client_workers=4), clock_uncertainty_s=0.0009) == []
     assert find(make_row(client_workers=1), clock_uncertainty_s=0.0023) == []

@@ -19,8 +19,8 @@ from numpy.random import PCG64, Generator, SeedSequence
 
 from erhpc.config import ArrivalConfig, ThinkTimeConfig, WorkloadConfig
 from erhpc.errors import ConfigError, InputError
-from erhpc.load.profile import Profile
-from erhpc.load.traces import Trace
+from erhpc.workload.profile import Profile
+from erhpc.workload.traces import Trace
 
 STREAM = 2**32 - 1
 """Spawn key of the arrivals' random stream: beyond that of every user, each of whom has its number."""

@@ -12,9 +12,9 @@ from numpy.random import PCG64, Generator, SeedSequence
 
 from erhpc.config import WorkloadConfig
 from erhpc.corpus.prompts import Prompt
-from erhpc.load.bodies import Transcript, encode_body, encode_text
-from erhpc.load.lengths import draw_tokens
-from erhpc.load.pool import PromptPool
+from erhpc.workload.bodies import Transcript, encode_body, encode_text
+from erhpc.workload.lengths import draw_tokens
+from erhpc.workload.pool import PromptPool
 
 
 @dataclass(frozen=True, slots=True)

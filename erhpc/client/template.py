@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-from erhpc.load.body import HEX_DIGITS
+from erhpc.client.body import HEX_DIGITS
 
 _TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content)": ?"')
 # RFC 8259, section 7. Escapes of surrogates are left to the decoder: they are right in pairs only.

@@ -11,9 +11,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from erhpc.load.exchange import Clock, Exchange
-from erhpc.load.reception import Reception
-from erhpc.load.stamps import ANCILLARY_BYTES, KernelClock
+from erhpc.client.exchange import Clock, Exchange
+from erhpc.client.reception import Reception
+from erhpc.client.stamps import ANCILLARY_BYTES, KernelClock
 from erhpc.results.record import ErrorKind, Stamper
 
 READ_BYTES = 4096

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from erhpc.load.words import Words
 from erhpc.plan.protocol import CHARS_PER_TOKEN
+from erhpc.workload.words import Words
 
 VOCABULARY = (
     "answer between cause detail energy figure global happen island journey kernel letter matter number object people "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
+from erhpc.client.exchange import Patience, StreamingClient
+from erhpc.client.native import NativeClient
+from erhpc.client.streaming import AiohttpClient
 from erhpc.config import LoadConfig, WorkloadConfig
-from erhpc.load.exchange import Patience, StreamingClient
-from erhpc.load.native import NativeClient
-from erhpc.load.streaming import AiohttpClient
 
 
 def make_client(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from array import array
 
-from erhpc.load.answer import AnswerReader
-from erhpc.load.body import Body, BodyError, ChunkedBody, make_body
-from erhpc.load.exchange import Exchange
-from erhpc.load.head import HeadError, ResponseHead, find_head_end, parse_head
-from erhpc.load.redirects import REDIRECTS
-from erhpc.load.template import FrameTemplate
+from erhpc.client.answer import AnswerReader
+from erhpc.client.body import Body, BodyError, ChunkedBody, make_body
+from erhpc.client.exchange import Exchange
+from erhpc.client.head import HeadError, ResponseHead, find_head_end, parse_head
+from erhpc.client.redirects import REDIRECTS
+from erhpc.client.template import FrameTemplate
 from erhpc.results.record import ErrorKind
 
 FRAME_END = b"}\n\n\r\n"

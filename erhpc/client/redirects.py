@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from erhpc.client.exchange import Exchange
+from erhpc.client.target import Target
 from erhpc.errors import ConfigError
-from erhpc.load.exchange import Exchange
-from erhpc.load.target import Target
 
 MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 307, 308)

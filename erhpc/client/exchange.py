@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from erhpc.load.requests import LoadRequest
 from erhpc.results.record import ErrorKind, Stamper
+from erhpc.workload.requests import LoadRequest
 
 Clock = Callable[[], int]
 """Monotonic time in nanoseconds."""
@@ -103,6 +103,10 @@ class StreamingClient(Protocol):
     @property
     def num_pieces(self) -> int:
         """Pieces of answers that have come in so far, for a live view; about one per token."""
+
+    @property
+    def num_clock_jumps(self) -> int:
+        """How often the wall clock was set since the client exists: each spoils the kernel's stamps about it."""
 
     def take_delays_ns(self) -> array[int]:
         """How long pieces lay in the kernel before they were read: samples since the last call, none if not known."""

@@ -7,10 +7,10 @@ import socket
 import ssl
 from typing import Any
 
-from erhpc.load.exchange import Clock
-from erhpc.load.stamps import KernelClock, request_stamps
-from erhpc.load.target import Target
-from erhpc.load.wire import SocketWire, StreamWire, Wire
+from erhpc.client.exchange import Clock
+from erhpc.client.stamps import KernelClock, request_stamps
+from erhpc.client.target import Target
+from erhpc.client.wire import SocketWire, StreamWire, Wire
 
 
 class Connector:

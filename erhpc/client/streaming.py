@@ -6,6 +6,7 @@ It knows neither users nor phases. Times are stamped by the event loop, once per
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
 import time
 from array import array
@@ -16,15 +17,16 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError
 
+from erhpc.client.answer import AnswerReader
+from erhpc.client.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Patience
+from erhpc.client.redirects import REDIRECTS, follow_redirects
+from erhpc.client.target import Target, build_head, parse_target
 from erhpc.errors import ConfigError
-from erhpc.load.answer import AnswerReader
-from erhpc.load.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Patience
-from erhpc.load.redirects import REDIRECTS, follow_redirects
-from erhpc.load.requests import LoadRequest
-from erhpc.load.target import Target, build_head, parse_target
 from erhpc.plan.protocol import KEEP_ALIVE_S
 from erhpc.results.record import ErrorKind
+from erhpc.workload.requests import LoadRequest
 
 MAX_REFUSAL_BYTES = 4096
 """How much of an error body is read for the record."""
@@ -99,6 +101,7 @@ class AiohttpClient:
         self, url: str, *, patience: Patience, key: str | None = None, clock: Clock = time.monotonic_ns
     ) -> None:
         self.num_pieces = 0
+        self.num_clock_jumps = 0  # the monotonic clock stamps
         self._target = parse_target(url)
         self._patience = patience
         self._clock = clock
@@ -147,7 +150,7 @@ class AiohttpClient:
         while True:
             try:
                 async with self._session.post(
-                    target.url, data=body, headers=key, allow_redirects=False, trace_request_ctx=attempt
+                    target.url, data=io.BytesIO(body), headers=key, allow_redirects=False, trace_request_ctx=attempt
                 ) as response:
                     return await self._receive(response, attempt)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
@@ -227,6 +230,6 @@ def _failure_kind(error: Exception, status: int | None) -> ErrorKind:
         return "tls"
     if isinstance(error, aiohttp.ClientConnectorError):
         return "connect"
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, aiohttp.ClientResponseError) or isinstance(error.__cause__, ContentEncodingError):
         return "malformed"
     return "connect" if status is None else "truncated"

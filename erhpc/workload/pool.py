@@ -15,10 +15,10 @@ from erhpc.config import WorkloadConfig
 from erhpc.corpus.domains import check_domains, group_by_domain
 from erhpc.corpus.prompts import Prompt, read_prompts
 from erhpc.errors import ConfigError, InputError
-from erhpc.load.bodies import encode_text
-from erhpc.load.texts import ExactWriter, RoughWriter, TextWriter
-from erhpc.load.tokenizer import read_tokenizer
-from erhpc.load.words import Tokenizer, find_words
+from erhpc.workload.bodies import encode_text
+from erhpc.workload.texts import ExactWriter, RoughWriter, TextWriter
+from erhpc.workload.tokenizer import read_tokenizer
+from erhpc.workload.words import Tokenizer, find_words
 
 DrawLengths = Callable[[Generator], tuple[int, int]]
 """Draws a row of a trace: tokens of the prompt, tokens of the answer."""

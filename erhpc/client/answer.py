@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from erhpc.load.events import EventSplitter, EventTooLong
-from erhpc.load.exchange import Exchange
-from erhpc.load.template import FrameTemplate
+from erhpc.client.events import EventSplitter, EventTooLong
+from erhpc.client.exchange import Exchange
+from erhpc.client.template import FrameTemplate
 
 _DONE = b"[DONE]"
 _MAX_TEMPLATES = 8

@@ -14,16 +14,16 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from erhpc.client.connector import Connector
+from erhpc.client.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Patience
+from erhpc.client.reception import Reception
+from erhpc.client.redirects import follow_redirects
+from erhpc.client.stamps import KernelClock
+from erhpc.client.target import Target, build_head, build_request, parse_target
+from erhpc.client.wire import Wire
 from erhpc.errors import ConfigError
-from erhpc.load.connector import Connector
-from erhpc.load.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Patience
-from erhpc.load.reception import Reception
-from erhpc.load.redirects import follow_redirects
-from erhpc.load.requests import LoadRequest
-from erhpc.load.stamps import KernelClock
-from erhpc.load.target import Target, build_head, build_request, parse_target
-from erhpc.load.wire import Wire
 from erhpc.plan.protocol import KEEP_ALIVE_S
+from erhpc.workload.requests import LoadRequest
 
 WATCH_S = 0.1
 """How often answers are looked at for their time limits, so that no read has to set a timer."""
@@ -77,6 +77,11 @@ class NativeClient:
     def num_pieces(self) -> int:
         """See `StreamingClient.num_pieces`."""
         return self.kernel_clock.num_reads + self._connector.num_reads
+
+    @property
+    def num_clock_jumps(self) -> int:
+        """See `StreamingClient.num_clock_jumps`."""
+        return self.kernel_clock.num_jumps
 
     def take_delays_ns(self) -> array[int]:
         """See `StreamingClient.take_delays_ns`."""
