@@ -183,6 +183,8 @@ def explain(error: Exception) -> str:
     if not isinstance(cause, _WRONG_KEY):
         return f"{where}{message}"
     allowed = _list_keys(cause)
+    if not allowed:
+        return f"{where}{message}. To add a key, put a + before the whole: +{cause.full_key}=..."
     near = difflib.get_close_matches(str(cause.key), allowed, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"{where}{message}.{hint} Allowed: {', '.join(allowed)}."

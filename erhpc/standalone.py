@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from erhpc.client.target import parse_target
 from erhpc.cluster.process import ChildProcess
 from erhpc.config import LoadTestConfig
 from erhpc.errors import ConfigError, InputError, ProcessError
@@ -32,6 +34,7 @@ from erhpc.load.sweep import Sweep
 from erhpc.plan.commands import CLIENT_STOP_S, SEED_STRIDE
 from erhpc.plan.duration import plan_levels
 from erhpc.plan.levels import LoadPoint
+from erhpc.plan.protocol import EMULATED_OWNER
 from erhpc.plan.specs import CalibrationSpec, ClientSpec
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
@@ -40,12 +43,13 @@ from erhpc.results.provenance import collect_provenance, write_manifest
 from erhpc.results.record import SCHEMA_VERSION, LevelIdentity
 from erhpc.results.summary import summarise_level
 
-ENGINE = "external"
+EXTERNAL = "external"
 """What the column `engine` says of a server that erhpc did not start."""
+EMULATED = "emulated"
 ASK_TIMEOUT_S = 10.0
 
 
-def prepare_folder(config: LoadTestConfig, yaml: str, model: str, key: str | None, now: datetime) -> RunPaths:
+def prepare_folder(config: LoadTestConfig, yaml: str, server: Server, key: str | None, now: datetime) -> RunPaths:
     """Make `<output_root>/<name>/<time>-<id>/` with the configuration, the provenance and empty results.
 
     The key lies in it, readable by its owner only, for as long as the clients need it.
@@ -62,9 +66,9 @@ def prepare_folder(config: LoadTestConfig, yaml: str, model: str, key: str | Non
         "schema_version": SCHEMA_VERSION,
         "experiment": config.name,
         "run_id": run.root.name,
-        "engine": ENGINE,
+        "engine": server.engine,
         "url": config.url,
-        "model": model,
+        "model": server.model,
         "seed": config.seed,
         "config": msgspec.to_builtins(config),
         "submitted_from": collect_provenance(),
@@ -83,26 +87,53 @@ def read_api_key(config: LoadTestConfig) -> str | None:
         raise InputError(f"key={config.key} cannot be read: {error.strerror}. Give a file with the token.") from error
 
 
-async def find_model(url: str, key: str | None) -> str:
-    """The first model that the server lists.
+@dataclass(frozen=True)
+class Server:
+    """What is asked: base URL, model, and the engine as far as the server tells."""
+
+    url: str
+    model: str
+    engine: str
+
+
+async def find_server(config: LoadTestConfig, key: str | None) -> Server:
+    """Ask the server which models it has: the first one is taken unless the configuration names one.
+
+    An emulated expert of erhpc says that it is one, so that its numbers cannot pass for those of a real server.
 
     Raises:
-        ConfigError: the server cannot be asked, or lists none.
+        ConfigError: the server cannot be asked, or lists no model and none is named.
     """
+    target = parse_target(config.url.rstrip("/").removesuffix("/v1"))
+    connector = aiohttp.UnixConnector(target.host) if target.scheme == "unix" else None
+    base = "http://localhost" if target.scheme == "unix" else target.url.rstrip("/")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
     try:
         async with (
-            aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=False) as session,
-            session.get(f"{url}/v1/models") as answer,
+            aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout, trust_env=False) as session,
+            session.get(f"{base}/v1/models") as answer,
         ):
-            answer.raise_for_status()
-            return str((await answer.json())["data"][0]["id"])
-    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+            cards = _read_cards(await answer.read())
+    except (aiohttp.ClientError, OSError) as error:
         raise ConfigError(
-            f"url={url}: /v1/models names no model ({type(error).__name__}: {error}). Is the server up? Give its base "
-            "URL, and model=NAME if it lists none."
+            f"url={config.url}: the server cannot be asked ({type(error).__name__}: {error}). Is it up? Give its base "
+            "URL."
         ) from error
+    if config.model is None and not cards:
+        raise ConfigError(f"url={config.url}: /v1/models lists no model (HTTP {answer.status}). Name one: model=NAME.")
+    is_emulated = any(owner.startswith(EMULATED_OWNER) for owner in cards.values())
+    model = config.model or next(iter(cards))
+    return Server(target.url.rstrip("/"), model, EMULATED if is_emulated else EXTERNAL)
+
+
+def _read_cards(body: bytes) -> dict[str, str]:
+    """Models and their owners; none if this is no list of models."""
+    try:
+        cards = msgspec.json.decode(body)["data"]
+        return {str(card["id"]): str(card.get("owned_by", "")) for card in cards}
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 class LoadTest:
@@ -112,8 +143,7 @@ class LoadTest:
         self,
         config: LoadTestConfig,
         run: RunPaths,
-        url: str,
-        model: str,
+        server: Server,
         stop: asyncio.Event,
         *,
         on_progress: Callable[[Progress], None],
@@ -121,14 +151,13 @@ class LoadTest:
     ) -> None:
         self._config = config
         self._run = run
-        self._url = url
-        self._model = model
+        self._server = server
         self._stop = stop
         self._on_progress = on_progress
         self._on_row = on_row
 
     async def conduct(self) -> str:
-        """Run every level; returns what is to be said at the end.
+        """Run every level; returns why the sweep ended before its last one, empty if it did not.
 
         Raises:
             ProcessError: a client process failed; the levels before are saved.
@@ -147,7 +176,7 @@ class LoadTest:
             self._on_row(row)
             if sweep.result is not None:
                 write_atomically(self._run.search, msgspec.json.format(msgspec.json.encode(sweep.result), indent=2))
-        return sweep.describe_end()
+        return sweep.reason
 
     async def _calibrate(self) -> None:
         if not self._config.load.calibrate:
@@ -180,8 +209,8 @@ class LoadTest:
     async def _start_client(self, level: int, worker: int, conductor: Conductor) -> ChildProcess:
         config = self._config
         spec = ClientSpec(
-            url=self._url,
-            model=self._model,
+            url=self._server.url,
+            model=self._server.model,
             level=level,
             workload=config.workload,
             load=config.load,
@@ -239,7 +268,7 @@ class LoadTest:
         identity = LevelIdentity(
             experiment=config.name,
             run_id=self._run.root.name,
-            engine=ENGINE,
+            engine=self._server.engine,
             level=level,
             arrivals=config.workload.arrivals.kind,
             users=point.users,

@@ -28,6 +28,8 @@ from erhpc.results.provenance import collect_provenance, write_manifest
 from erhpc.results.record import SCHEMA_VERSION
 from erhpc.routing.artefact import read_artefact
 from erhpc.routing.fitting import fit_to
+from erhpc.workload.tokenizer import read_tokenizer
+from erhpc.workload.traces import read_trace
 
 
 def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
@@ -59,7 +61,7 @@ def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
 def check_inputs(plan: Plan) -> None:
     """Raise InputError for the first file the run needs and has not, ConfigError for an artefact that does not fit."""
     experiment = plan.experiment
-    check_prompts(experiment.workload)
+    check_workload(experiment.workload)
     for name, expert in experiment.experts.items():
         if plan.engine == "vllm" and expert.weights is not None and not Path(expert.weights, "config.json").is_file():
             raise InputError(
@@ -76,12 +78,15 @@ def check_inputs(plan: Plan) -> None:
         )
 
 
-def check_prompts(workload: WorkloadConfig) -> None:
-    """Raise InputError if the prompts of a workload cannot be read, or none is of a domain of its mixture."""
-    if workload.format == "synthetic":
-        return
-    columns = {"prompt_column": workload.prompt_column, "domain_column": workload.domain_column}
-    check_domains(workload.mixture, read_prompts(workload.prompts, workload.format, **columns))
+def check_workload(workload: WorkloadConfig) -> None:
+    """Raise InputError if prompts, trace or tokenizer cannot be read, or no prompt is of a domain of the mixture."""
+    if workload.trace is not None:
+        read_trace(workload.trace, workload.trace_format)
+    if workload.tokenizer is not None:
+        read_tokenizer(workload.tokenizer)
+    if workload.format != "synthetic":
+        columns = {"prompt_column": workload.prompt_column, "domain_column": workload.domain_column}
+        check_domains(workload.mixture, read_prompts(workload.prompts, workload.format, **columns))
 
 
 def _check_artefact(experiment: ExperimentConfig, artefact: Path) -> None:

@@ -23,7 +23,9 @@ def format_number(value: float | None, scale: float = 1.0, digits: int = 0) -> s
 
 def describe_load(users: int | None, rate_per_s: float | None) -> str:
     """The load of a level in words, the number right-aligned."""
-    return f"{users:>5} users" if users is not None else f"{rate_per_s or 0:>5g} req/s" if rate_per_s else "trace"
+    if users is not None:
+        return f"{users:>5} user{'' if users == 1 else 's'}"
+    return f"{rate_per_s:>5g} req/s" if rate_per_s else "trace"
 
 
 def describe_level(level: LevelResult) -> str:

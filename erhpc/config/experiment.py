@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from erhpc.config.cluster import ClusterConfig, PlacementConfig
 from erhpc.config.experts import EngineConfig, ExpertConfig
@@ -95,9 +95,9 @@ class LoadTestConfig:
     """File that holds the bearer token; null: $OPENAI_API_KEY, or none."""
     name: str = "load"
     """Names the folder of results: <output_root>/<name>/<time>-<id>/."""
-    users: list[int] = field(default_factory=lambda: [1, 10, 100])
+    users: list[int] | None = None
     """Short for workload.users."""
-    rates_per_s: list[float] = field(default_factory=list)
+    rates_per_s: list[float] | None = None
     """Short for workload.rates_per_s."""
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
@@ -114,7 +114,19 @@ class LoadTestConfig:
             )
         check_name(self.name)
         require_range("seed", self.seed, 0)
+        self._take_short_forms()
+        if self.load.nodes:
+            raise ConfigError(
+                f"load.nodes={self.load.nodes} needs a cluster: all clients run on this machine. Set load.processes."
+            )
         check_sweep(self.workload, self.slo, self.stop, self.search)
+
+    def _take_short_forms(self) -> None:
+        if self.users is not None:
+            self.workload = replace(self.workload, users=self.users)
+        if self.rates_per_s is not None:
+            self.workload = replace(self.workload, rates_per_s=self.rates_per_s)
+        self.users = self.rates_per_s = None
 
 
 def check_name(name: str) -> None:

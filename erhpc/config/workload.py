@@ -31,11 +31,14 @@ class LengthConfig:
     def check(self, path: str) -> None:
         """Raise ConfigError, naming keys under `path`, if a value is out of range."""
         require_choice(f"{path}.kind", self.kind, LENGTH_KINDS)
-        require_range(f"{path}.low", self.low, 1)
-        require_range(f"{path}.high", self.high, self.low)
-        if self.kind != "trace":
+        if self.kind in ("uniform", "lognormal"):
+            require_range(f"{path}.low", self.low, 1)
+            require_range(f"{path}.high", self.high, self.low)
+        if self.kind == "fixed":
+            require_range(f"{path}.mean", self.mean, 1)
+        if self.kind == "lognormal":
             require_range(f"{path}.mean", self.mean, self.low, self.high)
-        require_range(f"{path}.sigma", self.sigma, 0)
+            require_range(f"{path}.sigma", self.sigma, 0)
 
     @property
     def longest_tokens(self) -> float:

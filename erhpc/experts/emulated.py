@@ -20,7 +20,7 @@ from erhpc.errors import ProcessError
 from erhpc.experts.emulated_answer import AnswerText
 from erhpc.experts.emulated_engine import Answer, Engine
 from erhpc.experts.emulated_request import Api, RefusedRequest, parse_ask
-from erhpc.plan.protocol import API_PATHS
+from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER
 from erhpc.plan.specs import EmulatedExpertSpec
 from erhpc.results.telemetry import LoopLag, parse_window_s
 from erhpc.twin.scheduler import Limits, Request, Scheduler
@@ -134,7 +134,12 @@ class EmulatedExpert:
         return web.Response(status=200 if self._is_ready else 503)
 
     async def _models(self, request: web.Request) -> web.Response:
-        card = {"id": self._spec.model, "object": "model", "created": int(time.time()), "owned_by": "erhpc"}
+        card = {
+            "id": self._spec.model,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": f"{EMULATED_OWNER}emulated",
+        }
         return _json({"object": "list", "data": [card | {"max_model_len": self._spec.max_model_len}]})
 
     async def _telemetry(self, request: web.Request) -> web.Response:

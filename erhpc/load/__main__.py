@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from erhpc.cluster.preparation import check_workload
 from erhpc.cluster.status import LevelResult
 from erhpc.cluster.view import describe_level, describe_progress
 from erhpc.composition import verb
@@ -21,7 +22,7 @@ from erhpc.config import LoadTestConfig
 from erhpc.console import open_console
 from erhpc.errors import ProcessError
 from erhpc.load.progress import Progress
-from erhpc.standalone import LoadTest, find_model, prepare_folder, read_api_key, stop_on_signals
+from erhpc.standalone import LoadTest, find_server, prepare_folder, read_api_key, stop_on_signals
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -34,10 +35,11 @@ def main(config: LoadTestConfig, yaml: str) -> int:
 
 
 async def _measure(config: LoadTestConfig, yaml: str, console: Console) -> int:
-    url, key = config.url.rstrip("/").removesuffix("/v1"), read_api_key(config)
-    model = config.model or await find_model(url, key)
-    run = prepare_folder(config, yaml, model, key, datetime.now(UTC))
-    console.print(f"run: {run.root}\nserver: {url}, model {model}", markup=False)
+    check_workload(config.workload)
+    key = read_api_key(config)
+    server = await find_server(config, key)
+    run = prepare_folder(config, yaml, server, key, datetime.now(UTC))
+    console.print(f"run: {run.root}\nserver: {server.url}, model {server.model}", markup=False)
     stop, num_rows, error = stop_on_signals(), 0, ""
     line = console.status("") if console.is_terminal else None
     with line or contextlib.nullcontext():
@@ -51,9 +53,10 @@ async def _measure(config: LoadTestConfig, yaml: str, console: Console) -> int:
             num_rows += 1
             console.print(describe_level(msgspec.convert(row, LevelResult, strict=False)), markup=False)
 
-        test = LoadTest(config, run, url, model, stop, on_progress=show_progress, on_row=show_row)
+        test = LoadTest(config, run, server, stop, on_progress=show_progress, on_row=show_row)
         try:
-            console.print(await test.conduct(), end="", markup=False)
+            if reason := await test.conduct():
+                console.print(f"ended early: {reason}", markup=False)
         except ProcessError as problem:
             error = str(problem)
         finally:

@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
+from erhpc.plan.protocol import EMULATED_OWNER
+
 STAMP_DIGITS = 19
 """As many as an int64 has, so that every frame of a kind has the same length."""
 DEFAULT_MAX_TOKENS = 16
@@ -70,7 +72,8 @@ _FRAMES = {
 }
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _PAGES = {
-    b"/v1/models": b'{"object":"list","data":[{"id":"%b","object":"model","owned_by":"erhpc"}]}' % MODEL.encode(),
+    b"/v1/models": b'{"object":"list","data":[{"id":"%b","object":"model","owned_by":"%bnull"}]}'
+    % (MODEL.encode(), EMULATED_OWNER.encode()),
     b"/health": b"{}",
 }
 

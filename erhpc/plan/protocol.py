@@ -8,6 +8,9 @@ from __future__ import annotations
 API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 """Route of each of config.APIS."""
 
+EMULATED_OWNER = "erhpc-"
+"""How `owned_by` in /v1/models begins where no model stands behind a server: emulated and null experts."""
+
 KEEP_ALIVE_S = 4.0
 """Idle time after which no client uses a connection again; uvicorn, which serves vLLM, closes them after 5 s."""
 

@@ -71,7 +71,7 @@ def summarise_level(
         kept_late_p99_s=_quantile([metrics.send_late_s(record) for record in sent if not record.new_connection], 0.99),
         clock_jumps=sum(part.clock_jumps for part in parts),
         clock_uncertainty_s=max((part.clock_uncertainty_ns for part in parts), default=0) / NS_PER_S,
-        commonest_error=commonest_error(sent),
+        commonest_error=commonest_error(sent) or commonest_error(r for part in parts for r in part.records),
     )
     row |= {"valid": not (reasons or found), "invalid_reasons": list(dict.fromkeys([*reasons, *found]))}
     return {column.name: row[column.name] for column in LEVEL_COLUMNS}

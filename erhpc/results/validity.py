@@ -30,6 +30,8 @@ MIN_CLIENT_MARGIN = 1.25
 """Calibration drifts by some percent from run to run; with less in hand the client may be what limits the tokens."""
 MAX_COALESCED_SHARE = 0.05
 """Above it the p95 of the gaps is of arrivals that carried several tokens each."""
+MIN_COALESCED_OF = 1000
+"""Tokens: with fewer a single stall of the machine passes for a client that is too slow."""
 MIN_DUE_SHARE = 0.95
 """A rate that was missed by more is another load point; levels of a sweep lie further apart."""
 DUE_TOLERANCE_SIGMAS = 3.0
@@ -89,10 +91,10 @@ def find_invalid_reasons(
 def _find_request_reasons(row: Mapping[str, Any], commonest_error: str | None) -> Iterable[str]:
     num_ok, num_failed, num_cancelled = row["requests_ok"], row["requests_failed"], row["requests_cancelled"]
     num_sent = _count_sent(row)
+    example = f"; commonest: {commonest_error}" if commonest_error else ""
     if not num_ok:
-        yield "no request sent in the window finished"
+        yield f"no request sent in the window finished{'' if num_failed else example}"
     if num_failed > MAX_FAILED_SHARE * num_sent:
-        example = f"; commonest: {commonest_error}" if commonest_error else ""
         yield f"more than {100 * MAX_FAILED_SHARE:.0f} % of requests failed ({num_failed} of {num_sent}){example}"
     if num_cancelled > MAX_CANCELLED_SHARE * num_sent:
         yield f"window too short: {100 * num_cancelled / num_sent:.0f} % of its requests were cut at the end"
@@ -115,7 +117,8 @@ def _find_client_reasons(row: Mapping[str, Any], kept_late_p99_s: float | None) 
         yield f"client-bound: a client process used {100 * cpu_share:.0f} % of its core (limit {limit})"
     if margin is not None and margin < MIN_CLIENT_MARGIN:
         yield f"client-bound: it can take only {margin:.2f} times these tokens per second (limit {MIN_CLIENT_MARGIN})"
-    if coalesced is not None and coalesced > MAX_COALESCED_SHARE:
+    num_tokens = (row["output_tokens_per_s"] or 0.0) * row["window_s"]
+    if coalesced is not None and coalesced > MAX_COALESCED_SHARE and num_tokens > MIN_COALESCED_OF:
         limit = f"{100 * MAX_COALESCED_SHARE:.0f} %"
         yield f"gaps are blurred: {100 * coalesced:.1f} % of arrivals carried several frames (limit {limit})"
 

@@ -17,6 +17,7 @@ import pytest
 from erhpc.results.paths import RunPaths
 from erhpc.results.store import read_levels, read_records
 from tests import runs
+from tests.bench.load.mock import NoCompiler, compile_mock, serving
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -60,17 +61,17 @@ def test_levels_of_users_are_measured_and_reported(tmp_path):
     levels, records = read_levels(run.root), read_records(run.root)
     assert list(levels["users"]) == [1, 8]
     assert levels["valid"].all(), list(levels["invalid_reasons"])
-    assert set(levels["engine"]) == {"external"}
+    assert set(levels["engine"]) == {"emulated"}  # as the null expert says of itself
     assert levels["num_gpus"].isna().all()
     assert set(records["status"]) == {"ok"}
     assert set(records["stamped_by"]) == {"kernel"}
     assert levels["ttft_p50_s"].to_numpy() == pytest.approx(np.full(2, TTFT_MS / 1000), abs=0.005)
     assert "null" in done.stdout  # the model that the server lists
-    assert "EMULATED" not in done.stdout
+    assert "EMULATED" in done.stdout
     assert (run.report / "overview.png").exists()
     assert not run.key.exists()
     manifest = json.loads(run.manifest.read_text())
-    assert (manifest["url"], manifest["model"], manifest["engine"]) == (url, "null", "external")
+    assert (manifest["url"], manifest["model"], manifest["engine"]) == (url, "null", "emulated")
 
 
 def test_levels_of_an_open_loop_are_measured_by_their_rate(tmp_path):
@@ -175,15 +176,32 @@ def test_the_key_reaches_the_server_and_is_left_nowhere(tmp_path):
         (("url=http://127.0.0.1:9", "search.kind=users"), "slo.ttft_s"),
         (("url=http://127.0.0.1:9", "workload.trace=absent.csv", "model=m", "load.calibrate=false"), "absent.csv"),
         (("users=[1]",), "url"),
+        (("url=http://127.0.0.1:9", "workload.prompts=absent.jsonl"), "absent.jsonl"),
+        (("url=http://127.0.0.1:9", "workload.tokenizer=absent.json", "workload=synthetic"), "absent.json"),
+        (("url=http://127.0.0.1:9", "load.nodes=1"), "load.processes"),
+        (("url=http://127.0.0.1:9", "workload.mixture={math:1}"), "+workload.mixture"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_with_what_to_do(tmp_path, overrides, expected):
     done = runs.run_verb("load", *overrides, f"output_root={tmp_path}", check=False)
 
-    assert done.returncode in (1, 2)
+    assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 2, done.stderr
+
+
+def test_a_server_that_erhpc_knows_nothing_of_is_external_and_its_numbers_bear_no_mark(tmp_path):
+    try:
+        program = compile_mock(tmp_path)
+    except NoCompiler as reason:
+        pytest.skip(str(reason))
+    with serving(program, ttft_ms=30, gap_ms=5, lifetime_s=60) as mock:
+        done = load(mock.url, tmp_path, "users=[2]")
+
+    assert set(read_levels(find_run(done).root)["engine"]) == {"external"}
+    assert "load (external)" in done.stdout
+    assert "EMULATED" not in done.stdout
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):

@@ -173,3 +173,12 @@ def test_what_cannot_be_computed_is_none_and_never_nan(sent_s, kind, rate_per_s,
     for value in (found.gap_cv, found.dispersion_index, found.ks_p):
         assert value is None or math.isfinite(value)
     assert found.ks_p is None or 0 <= found.ks_p <= 1
+
+
+def test_gaps_that_no_client_can_keep_apart_pass_for_one():
+    random = np.random.default_rng(3)
+    gaps_s = random.gamma(0.25, 4 / 60, 2000)  # half of them below a millisecond, many below a microsecond
+
+    found = audit_arrivals(np.cumsum(np.maximum(gaps_s, 50e-6)), "gamma", 60.0, 0.25)
+
+    assert found.ks_p > 0.01

@@ -25,7 +25,7 @@ ROOMS = {
     "workload": {"corpus", "plan", "results"},
     "client": {"plan", "results", "workload"},
     "load": {"client", "plan", "results", "workload"},
-    "cluster": {"corpus", "experts", "load", "plan", "results", "routing"},
+    "cluster": {"corpus", "experts", "load", "plan", "results", "routing", "workload"},
     "report": {"console", "results"},
 }
 # Each heavy library has one home.

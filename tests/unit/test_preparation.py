@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from erhpc.cluster.preparation import check_prompts, describe_source
+from erhpc.cluster.preparation import check_workload, describe_source
 from erhpc.config import WorkloadConfig
 from erhpc.corpus.prompts import hash_source
 from erhpc.errors import InputError
@@ -40,16 +40,16 @@ def test_the_shipped_corpus_is_described_by_its_hash(tmp_path, monkeypatch):
 
 def test_the_prompts_of_a_workload_are_looked_for_in_its_columns(dataset):
     columns = {"prompt_column": "question", "domain_column": "topic", "mixture": {"law": 1}}
-    check_prompts(WorkloadConfig(prompts=dataset, format="dataset", **columns))
+    check_workload(WorkloadConfig(prompts=dataset, format="dataset", **columns))
 
     with pytest.raises(InputError, match="no column 'prompt'"):
-        check_prompts(WorkloadConfig(prompts=dataset, format="dataset"))
+        check_workload(WorkloadConfig(prompts=dataset, format="dataset"))
 
 
 def test_a_mixture_of_domains_that_no_prompt_has_is_found_before_the_run():
     with pytest.raises(InputError, match=r"domain alchemy\."):
-        check_prompts(WorkloadConfig(mixture={"alchemy": 1}))
+        check_workload(WorkloadConfig(mixture={"alchemy": 1}))
 
 
 def test_synthetic_texts_need_no_file():
-    assert check_prompts(WorkloadConfig(format="synthetic", prompts="nowhere")) is None
+    assert check_workload(WorkloadConfig(format="synthetic", prompts="nowhere")) is None

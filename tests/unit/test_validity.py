@@ -15,6 +15,7 @@ def make_row(**changes):
         "users": 100,
         "rate_per_s": None,
         "window_s": 30.0,
+        "output_tokens_per_s": 500.0,
         "requests_ok": 100,
         "requests_failed": 0,
         "requests_cancelled": 0,
