@@ -114,7 +114,7 @@ def test_a_search_finds_the_largest_number_of_users_within_the_slo(tmp_path):
     assert list(read_levels(find_run(found).root)["users"]) == [1, 2, 4]
     assert "4 users met the SLO" in found.stdout
     assert json.loads(find_run(missed).search.read_text())["largest_met"] is None
-    assert "No load met the SLO" in missed.stdout
+    assert "no load met the SLO" in missed.stdout
 
 
 def test_a_sweep_stops_when_the_slo_is_missed_too_often(tmp_path):
