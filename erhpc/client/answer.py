@@ -95,8 +95,8 @@ class AnswerReader:
             return self._take_other(event, error)
         num_frames = self._exchange.num_frames
         is_over = self._take_frame(frame)
-        # Frames that count tokens differ in more than the text.
-        if self._exchange.num_frames == num_frames + 1 and frame.usage is None:
+        # Frames that count tokens differ in more than the text, and after the last one none like it follows.
+        if self._exchange.num_frames == num_frames + 1 and frame.usage is None and self._finish_reason is None:
             self._note_template(event)
         return is_over
 

@@ -8,6 +8,7 @@ import ssl
 from typing import Any
 
 from erhpc.client.exchange import Clock
+from erhpc.client.inbox import Inbox
 from erhpc.client.stamps import KernelClock, request_stamps
 from erhpc.client.target import Target
 from erhpc.client.wire import SocketWire, StreamWire, Wire
@@ -24,6 +25,12 @@ class Connector:
         self.num_reads = 0
         """Reads of the wires that asyncio reads."""
         self._tls: ssl.SSLContext | None = None
+        self._inbox: Inbox | None = None
+
+    def close(self) -> None:
+        """Read nothing more; all wires must have been closed."""
+        if self._inbox is not None:
+            self._inbox.close()
 
     async def connect(self, target: Target) -> Wire:
         """Open a connection, however long it takes; raises OSError (ssl.SSLError among them) if that fails."""
@@ -39,7 +46,8 @@ class Connector:
                 )
                 return made[1]
             if self._kernel_clock is not None and request_stamps(connection):
-                return SocketWire(connection, self._kernel_clock)
+                self._inbox = self._inbox or Inbox(self._kernel_clock)
+                return SocketWire(connection, self._inbox, self._clock)
             return (await loop.create_connection(self._make_stream, sock=connection))[1]
         except BaseException:
             connection.close()

@@ -5,6 +5,7 @@ Source: RFC 9112 (HTTP/1.1), sections 2 to 6; it reads as a client must and refu
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -60,6 +61,7 @@ def find_head_end(data: bytes, searched_bytes: int = 0) -> int:
     return found.end() if found else 0
 
 
+@functools.lru_cache(maxsize=64)  # a server says the same every time, but for a date or an id
 def parse_head(data: bytes) -> ResponseHead:
     """Read a complete head, its empty line included.
 

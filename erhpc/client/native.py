@@ -72,6 +72,7 @@ class NativeClient:
             await self._watch
         for wire in (*self._busy, *(wire for wires in self._idle.values() for wire in wires)):
             wire.lose("the client was closed")
+        self._connector.close()
 
     @property
     def num_pieces(self) -> int:
@@ -113,7 +114,7 @@ class NativeClient:
         return reception.redirect if exchange.error_kind is None else None
 
     async def _stream(self, wire: Wire, request: bytes, exchange: Exchange) -> Reception:
-        over = wire.begin(exchange, request, self._clock)
+        over = wire.begin(exchange, request)
         reception = wire.reception
         assert reception is not None  # begin made it
         self._busy.add(wire)
@@ -124,7 +125,7 @@ class NativeClient:
             raise
         finally:
             self._busy.discard(wire)
-            reception.read()
+            wire.read()
             wire.release()
         return reception
 
@@ -180,22 +181,21 @@ class NativeClient:
                 self.kernel_clock.adjust()
 
     def _check_limits(self, wire: Wire, now_ns: int) -> None:
-        exchange, reception, patience = wire.exchange, wire.reception, self._patience
-        if exchange is None or reception is None:
+        exchange, patience = wire.exchange, self._patience
+        if exchange is None:
             return
         if wire.ended_ns is not None:
             if now_ns - wire.ended_ns > TAIL_TIMEOUT_S * 1e9:
                 wire.finish()
             return
         since_sent_s = (now_ns - exchange.sent_ns) / 1e9
-        silent_s = (now_ns - (reception.newest_ns or now_ns)) / 1e9
         if since_sent_s > patience.total_s:
-            wire.give_up("timeout_total", f"no complete answer within {patience.total_s:g} s", now_ns)
+            wire.give_up("timeout_total", f"no complete answer within {patience.total_s:g} s")
         elif patience.first_token_s is not None and since_sent_s > patience.first_token_s and not exchange.arrivals_ns:
-            wire.look(now_ns)  # tokens may have come that were not read
+            wire.look()  # tokens may have come that were not read
             if not exchange.arrivals_ns:
-                wire.give_up("timeout_first_token", f"no token within {patience.first_token_s:g} s", now_ns)
-        elif patience.idle_s is not None and silent_s > patience.idle_s:
-            wire.look(now_ns)
+                wire.give_up("timeout_first_token", f"no token within {patience.first_token_s:g} s")
+        elif patience.idle_s is not None and now_ns - (wire.newest_ns or now_ns) > patience.idle_s * 1e9:
+            wire.look()
             if exchange.arrivals_ns:
-                wire.give_up("timeout_idle", f"silent for {patience.idle_s:g} s in the middle", now_ns)
+                wire.give_up("timeout_idle", f"silent for {patience.idle_s:g} s in the middle")

@@ -1,12 +1,11 @@
-"""One response as it comes in: keeps every piece with its stamp, and reads them when the answer may have ended.
+"""One response as it is read: takes framing and JSON apart, and says when the answer and the response have ended.
 
-While tokens stream, a piece costs two appends and a look at its end. Taking framing and JSON apart is put off until
-a piece looks unlike a token, so that reading one answer delays no other answer's stamps for long.
+Pieces may be read long after they came: until one looks unlike a token (`frame_end`), a wire only keeps them.
 """
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Sequence
 
 from erhpc.client.answer import AnswerReader
 from erhpc.client.body import Body, BodyError, ChunkedBody, make_body
@@ -18,8 +17,6 @@ from erhpc.results.record import ErrorKind
 
 FRAME_END = b"}\n\n\r\n"
 """How a chunk with one frame ends: neither the end of an answer ([DONE]) nor of a response (the last chunk)."""
-LOOK_BYTES = 64 * 1024
-"""Unread bytes at which an answer is read in between: 1 ms of work, and a bound on memory."""
 MAX_REFUSAL_BYTES = 4096
 """How much of an error body is kept for the record."""
 MAX_INTERIM = 16
@@ -40,7 +37,7 @@ class Reception:
         self.is_broken = False
         """What came is no HTTP, so that nothing more can be made of the connection."""
         self.last_piece_ns: int | None = None
-        """When the last piece that was read came."""
+        """When the last piece came, None before any."""
         self._exchange = exchange
         self._reader = AnswerReader(exchange)
         self._body: Body | None = None
@@ -48,11 +45,9 @@ class Reception:
         """The head as far as it came; afterwards the beginning of a refusal."""
         self._num_interim = 0
         self._is_stream = False
-        self._pieces: list[bytes] = []
-        self._stamps_ns = array("q")
-        self._unread_bytes = 0
-        self._frame_end = b""
-        """How a piece ends that need not be read yet; while tokens do not stream, none does."""
+        self.frame_end = b""
+        """How a piece ends that may be read later, being neither the end of the answer nor of the response; empty
+        while none may."""
 
     @property
     def is_complete(self) -> bool:
@@ -69,33 +64,17 @@ class Reception:
         return self.has_ended and not body.is_over
 
     @property
-    def newest_ns(self) -> int | None:
-        """When the last piece came, None before any."""
-        return self._stamps_ns[-1] if self._stamps_ns else self.last_piece_ns
-
-    @property
     def has_begun(self) -> bool:
         """Whether any byte has come."""
-        return self.newest_ns is not None
+        return self.last_piece_ns is not None
 
     @property
     def redirect(self) -> str | None:
         """Where the server sends the client instead of answering, if it does."""
         return self.head.fields.get("location") if self.head is not None and self.head.status in REDIRECTS else None
 
-    def take(self, piece: bytes, stamp_ns: int) -> bool:
-        """Keep what came at `stamp_ns`; True if the answer may have ended, so that `read` is worth its time."""
-        self._pieces.append(piece)
-        self._stamps_ns.append(stamp_ns)
-        self._unread_bytes += len(piece)
-        return piece[-5:] != self._frame_end or self._unread_bytes > LOOK_BYTES
-
-    def read(self) -> None:
-        """Read what was kept since the last time."""
-        pieces, stamps_ns = self._pieces, self._stamps_ns
-        if not pieces:
-            return
-        self._pieces, self._stamps_ns, self._unread_bytes = [], array("q"), 0
+    def read(self, pieces: list[bytes], stamps_ns: Sequence[int]) -> None:
+        """Read what came next, one piece or more, and when each came."""
         if self._exchange.raw is not None:
             self._exchange.raw.extend(pieces)
         self.last_piece_ns = stamps_ns[-1]
@@ -106,16 +85,19 @@ class Reception:
         except (HeadError, BodyError) as error:
             self._break(str(error))
         streams = self._is_stream and not self.has_ended and isinstance(self._body, ChunkedBody)
-        self._frame_end = FRAME_END if streams else b""
+        self.frame_end = FRAME_END if streams else b""
 
     def fail(self, kind: ErrorKind, text: str) -> None:
         """Give the answer up, unless what came has already ended it; a refusal stays one, however little came of it."""
-        self.read()
-        self._fail_open(kind, text)
+        if self.has_ended:
+            return
+        if self.head is not None and self.head.status != 200:
+            self._end_refusal()
+        else:
+            self._end(kind, text)
 
     def close(self, reason: str) -> None:
-        """The connection has ended: read the rest and decide what that makes of the answer."""
-        self.read()
+        """The connection has ended, and all that came has been read: decide what that makes of the answer."""
         if not self.has_ended and self.head is not None and self.head.framing == "close":
             self._end_body()
         elif self.has_begun:
@@ -123,7 +105,7 @@ class Reception:
         else:
             self.fail("connect", f"{reason} before it answered")
 
-    def _read_pieces(self, pieces: list[bytes], stamps_ns: array[int]) -> None:
+    def _read_pieces(self, pieces: list[bytes], stamps_ns: Sequence[int]) -> None:
         exchange, at = self._exchange, 0
         while at < len(pieces):
             template = self._find_template()
@@ -208,15 +190,7 @@ class Reception:
         self.has_ended = True
         self._exchange.fail(kind, text)
 
-    def _fail_open(self, kind: ErrorKind, text: str) -> None:
-        if self.has_ended:
-            return
-        if self.head is not None and self.head.status != 200:
-            self._end_refusal()
-        else:
-            self._end(kind, text)
-
     def _break(self, text: str) -> None:
         """Nothing more can be read of the connection; an answer that had ended before stands."""
         self.is_broken = True
-        self._fail_open("malformed", text)
+        self.fail("malformed", text)

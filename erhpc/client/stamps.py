@@ -16,8 +16,6 @@ SO_TIMESTAMPNS = 35
 """asm-generic/socket.h; Python's socket module does not name it. x86, arm64, riscv and powerpc agree on it."""
 ANCILLARY_BYTES = socket.CMSG_SPACE(struct.calcsize("qq"))
 NUM_BRACKETS = 20
-SAMPLE_EVERY = 16
-"""One read of so many is looked at for how long it lay in the kernel: a clock read each would cost 1 %."""
 KEEP_DELAYS = 200_000
 MAX_JUMP_NS = 2_000_000
 """A larger step of the wall clock between two looks spoils stamps by more than a millisecond."""
@@ -45,7 +43,7 @@ class KernelClock:
         """Times that the wall clock was set while we looked on."""
         self._delays_ns = array("q")
         self.num_reads = 0
-        """Reads that were stamped."""
+        """Reads that were stamped, as whoever reads counts them."""
 
     def adjust(self) -> None:
         """Follow the drift between the clocks; due every second or so."""
@@ -53,26 +51,25 @@ class KernelClock:
         self.num_jumps += abs(offset_ns - self.offset_ns) > MAX_JUMP_NS
         self.offset_ns = offset_ns
 
-    def stamp(self, ancillary: Sequence[tuple[int, int, bytes]]) -> int:
-        """Monotonic nanoseconds of what came with a read; the time of the read itself if the kernel gave none."""
-        self.num_reads += 1
-        if not ancillary:
-            return self._monotonic()
-        seconds, nanoseconds = _unpack(ancillary[0][2])
-        stamp_ns: int = seconds * 1_000_000_000 + nanoseconds + self.offset_ns
-        if not self.num_reads % SAMPLE_EVERY:
-            return self._sample(stamp_ns)
-        return stamp_ns
+    def now(self) -> bytes:
+        """A stamp of now, for what the kernel did not stamp."""
+        return _pack(*divmod(self._monotonic() - self.offset_ns, 1_000_000_000))
 
-    def _sample(self, stamp_ns: int) -> int:
+    def to_monotonic_ns(self, stamps: Sequence[bytes]) -> list[int]:
+        """Monotonic nanoseconds of what came with these stamps."""
+        offset_ns = self.offset_ns
+        return [
+            seconds * 1_000_000_000 + nanoseconds + offset_ns
+            for seconds, nanoseconds in _unpack_all(b"".join(stamps))
+        ]  # fmt: skip
+
+    def sample(self, stamp: bytes) -> None:
         """Note how long a read lay waiting; a stamp from the future shows that the wall clock was set forward."""
-        delay_ns = self._monotonic() - stamp_ns
+        delay_ns = self._monotonic() - self.to_monotonic_ns([stamp])[0]
         if delay_ns < -MAX_JUMP_NS:
             self.adjust()
-            stamp_ns, delay_ns = stamp_ns + delay_ns, 0
         if len(self._delays_ns) < KEEP_DELAYS:
             self._delays_ns.append(max(0, delay_ns))
-        return stamp_ns
 
     def take_delays_ns(self) -> array[int]:
         """The sampled delays from kernel to read since the last call."""
@@ -80,7 +77,8 @@ class KernelClock:
         return delays_ns
 
 
-_unpack = struct.Struct("qq").unpack
+_TIMESPEC = struct.Struct("qq")
+_pack, _unpack_all = _TIMESPEC.pack, _TIMESPEC.iter_unpack
 
 
 def request_stamps(connection: socket.socket) -> bool:

@@ -1,32 +1,37 @@
 """One connection to a server, over which one request at a time goes out and its response comes back.
 
-Two kinds: `SocketWire` reads a plain socket itself, so that the kernel's stamps are at hand; `StreamWire` is an
-asyncio protocol, for TLS and where the kernel stamps nothing. It knows HTTP only through `Reception`.
+Two kinds: a `SocketWire` is read by an `Inbox`, so that the kernel's stamps are at hand; `StreamWire` is an asyncio
+protocol, for TLS and where the kernel stamps nothing. Either keeps every piece with its stamp, and has it read when
+the answer may have ended. It knows HTTP only through `Reception`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from erhpc.client.exchange import Clock, Exchange
+from erhpc.client.inbox import MAX_UNREAD, Inbox
 from erhpc.client.reception import Reception
-from erhpc.client.stamps import ANCILLARY_BYTES, KernelClock
 from erhpc.results.record import ErrorKind, Stamper
 
 READ_BYTES = 4096
 """Enough for some tokens; a read that fills it is followed by larger ones."""
 LARGE_READ_BYTES = 256 * 1024
+_NOTHING = b""
+"""How no piece ends."""
 
 
 class Wire:
     """What both kinds share: whose response is coming in, and when it is over."""
 
+    __slots__ = ("_clock", "_over", "ended_ns", "exchange", "frame_end", "is_open", "loss", "pieces", "reception")
+
     stamped_by: Stamper = "loop"
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.is_open = True
         self.loss = ""
         """Why the connection ended, empty while it stands."""
@@ -34,6 +39,11 @@ class Wire:
         """When the answer had ended although its response had not."""
         self.exchange: Exchange | None = None
         self.reception: Reception | None = None
+        self.pieces: list[bytes] = []
+        """What came and has not been read."""
+        self.frame_end = _NOTHING
+        """How a piece ends that need not be read yet; while tokens do not stream, none does."""
+        self._clock = clock
         self._over: asyncio.Future[None] | None = None
 
     @property
@@ -41,36 +51,50 @@ class Wire:
         """Whether another request may follow: a response can be complete before the server took the whole request."""
         return self.is_open and not self.loss and not self._has_unsent
 
-    def begin(self, exchange: Exchange, request: bytes, clock: Clock) -> asyncio.Future[None]:
+    @property
+    def newest_ns(self) -> int | None:
+        """When the last piece of the response came, None before any."""
+        raise NotImplementedError
+
+    def begin(self, exchange: Exchange, request: bytes) -> asyncio.Future[None]:
         """Send a request; the future is done when its response is over or the connection is lost."""
         self.exchange, self.reception, self.ended_ns = exchange, Reception(exchange), None
         self._over = asyncio.get_running_loop().create_future()
         exchange.stamped_by = self.stamped_by
         if exchange.http_status is None:  # else a server has redirected us: the time that took counts
-            exchange.sent_ns = clock()
+            exchange.sent_ns = self._clock()
         self._send(request)
         return self._over
 
-    def release(self) -> Reception | None:
+    def release(self) -> None:
         """Forget the response, so that another request can follow."""
-        reception, self.reception, self.exchange, self._over = self.reception, None, None, None
-        return reception
+        self.reception, self.exchange, self._over, self.frame_end = None, None, None, _NOTHING
 
-    def look(self, now_ns: int) -> None:
+    def read(self) -> None:
+        """Have what came read."""
+        reception = self.reception
+        if self.pieces and reception is not None:
+            pieces, stamps_ns = self._take_pieces()
+            reception.read(pieces, stamps_ns)
+            # Large pieces are read as they come: that bounds what is kept.
+            self.frame_end = reception.frame_end if len(pieces[-1]) < READ_BYTES else _NOTHING
+
+    def look(self) -> None:
         """Read what came, and see whether that was all."""
         reception = self.reception
         if reception is None:
+            self.lose("the server sent what nobody asked for")
             return
-        reception.read()
+        self.read()
         if reception.has_ended:
             if reception.awaits_tail:
-                self.ended_ns = self.ended_ns or now_ns
+                self.ended_ns = self.ended_ns or self._clock()
             else:
                 self.finish()
 
-    def give_up(self, kind: ErrorKind, text: str, now_ns: int) -> None:
+    def give_up(self, kind: ErrorKind, text: str) -> None:
         """Wait no longer for the answer, unless it has ended."""
-        self.look(now_ns)
+        self.look()
         if self.reception is not None and not self.reception.has_ended:
             self.reception.fail(kind, text)
             self.finish()
@@ -94,6 +118,10 @@ class Wire:
     def _has_unsent(self) -> bool:
         raise NotImplementedError
 
+    def _take_pieces(self) -> tuple[list[bytes], Sequence[int]]:
+        """The pieces not yet read and when each came; forgets them."""
+        raise NotImplementedError
+
     def _send(self, request: bytes) -> None:
         raise NotImplementedError
 
@@ -101,53 +129,52 @@ class Wire:
 class SocketWire(Wire):
     """A connected non-blocking socket whose arrivals the kernel stamps."""
 
+    __slots__ = ("_connection", "_inbox", "_newest", "_unsent", "read_bytes", "receive", "stamps")
+
     stamped_by: Stamper = "kernel"
 
-    def __init__(self, connection: socket.socket, clock: KernelClock) -> None:
-        super().__init__()
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, connection: socket.socket, inbox: Inbox, clock: Clock) -> None:
+        super().__init__(clock)
         self._connection = connection
-        self._recvmsg = connection.recvmsg
-        self._stamp = clock.stamp
-        self._read_bytes = READ_BYTES
+        self._inbox = inbox
+        self.receive = connection.recvmsg
+        self.read_bytes = READ_BYTES
+        self.stamps: list[bytes] = []
+        """The kernel's stamps of `pieces`, as they came."""
+        self._newest: bytes | None = None
+        """The stamp of the last piece that was read."""
         self._unsent: memoryview | None = None
-        self._loop.add_reader(connection.fileno(), self._on_readable)
+        inbox.add(self, connection)
+
+    @property
+    def newest_ns(self) -> int | None:
+        """See `Wire.newest_ns`."""
+        newest = self.stamps[-1] if self.stamps else self._newest
+        return self._inbox.clock.to_monotonic_ns([newest])[0] if newest is not None else None
 
     def close(self) -> None:
         """See `Wire.close`."""
         if self.is_open:
             self.is_open = False
-            self._loop.remove_reader(self._connection.fileno())
-            self._loop.remove_writer(self._connection.fileno())
+            self._inbox.remove(self._connection)
+            asyncio.get_running_loop().remove_writer(self._connection.fileno())
             self._connection.close()
 
-    def _on_readable(self) -> None:
-        try:
-            piece, ancillary, _, _ = self._recvmsg(self._read_bytes, ANCILLARY_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.lose(f"the connection was lost ({error.strerror})")
-            return
-        reception = self.reception
-        if not piece or reception is None:
-            self.lose("the server closed the connection")
-            return
-        stamp_ns = self._stamp(ancillary)
-        if len(piece) == self._read_bytes:
-            self._read_bytes = LARGE_READ_BYTES
-        if reception.take(piece, stamp_ns):
-            self.look(stamp_ns)
+    def _take_pieces(self) -> tuple[list[bytes], Sequence[int]]:
+        pieces, stamps = self.pieces, self.stamps
+        self.pieces, self.stamps, self._newest = [], [], stamps[-1]
+        self.read_bytes = READ_BYTES if len(pieces[-1]) < READ_BYTES else LARGE_READ_BYTES
+        return pieces, self._inbox.clock.to_monotonic_ns(stamps)
 
     @property
     def _has_unsent(self) -> bool:
         return self._unsent is not None
 
     def _send(self, request: bytes) -> None:
-        self._read_bytes = READ_BYTES
+        self._newest = None
         self._send_part(memoryview(request))
         if self._unsent is not None:
-            self._loop.add_writer(self._connection.fileno(), self._on_writable)
+            asyncio.get_running_loop().add_writer(self._connection.fileno(), self._on_writable)
 
     def _send_part(self, part: memoryview) -> None:
         """Send what the kernel takes and keep the rest."""
@@ -165,16 +192,24 @@ class SocketWire(Wire):
         if self._unsent is not None:
             self._send_part(self._unsent)
         if self._unsent is None:
-            self._loop.remove_writer(self._connection.fileno())
+            asyncio.get_running_loop().remove_writer(self._connection.fileno())
 
 
 class StreamWire(Wire, asyncio.Protocol):
     """A connection that asyncio reads, TLS included."""
 
+    __slots__ = ("_count_read", "_newest_ns", "_stamps_ns", "_transport")
+
     def __init__(self, clock: Clock, count_read: Callable[[], None]) -> None:
-        super().__init__()
-        self._clock = clock
+        super().__init__(clock)
         self._count_read = count_read
+        self._stamps_ns: list[int] = []
+        self._newest_ns: int | None = None
+
+    @property
+    def newest_ns(self) -> int | None:
+        """See `Wire.newest_ns`."""
+        return self._newest_ns
 
     def connection_made(self, transport: Any) -> None:
         """See `asyncio.Protocol`."""
@@ -182,12 +217,12 @@ class StreamWire(Wire, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        stamp_ns = self._clock()
+        self._newest_ns = self._clock()
         self._count_read()
-        if self.reception is None:
-            self.lose("the server sent what nobody asked for")
-        elif self.reception.take(data, stamp_ns):
-            self.look(stamp_ns)
+        self.pieces.append(data)
+        self._stamps_ns.append(self._newest_ns)
+        if data[-5:] != self.frame_end or len(self.pieces) == MAX_UNREAD:
+            self.look()
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -203,6 +238,12 @@ class StreamWire(Wire, asyncio.Protocol):
     def _has_unsent(self) -> bool:
         return self._transport.get_write_buffer_size() > 0
 
+    def _take_pieces(self) -> tuple[list[bytes], Sequence[int]]:
+        taken = self.pieces, self._stamps_ns
+        self.pieces, self._stamps_ns = [], []
+        return taken
+
     def _send(self, request: bytes) -> None:
+        self._newest_ns = None
         if not self._transport.is_closing():
             self._transport.write(request)

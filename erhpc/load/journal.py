@@ -1,25 +1,46 @@
-"""What happens in one level at one client: its window, the requests in flight, the records of those that ended.
+"""What happens in one level at one client: its window, the requests in flight, and those that have ended.
 
-Users write it, the worker and the live view read it. It decides nothing and knows no time.
+Users write it, the worker and the live view read it. It decides nothing and knows no time. While the level lasts it
+only notes what must be known at once; `records` makes rows of it afterwards, when that keeps nobody from reading.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
 from erhpc.client.exchange import Exchange
-from erhpc.results.record import Phase, RequestRecord
+from erhpc.results.record import Phase, Status
+from erhpc.workload.requests import LoadRequest
 
 NUM_RECENT_TTFTS = 256
+
+
+@dataclass(slots=True)
+class Ended:
+    """A request that has ended: whose, which, when it was due, and all that came of it."""
+
+    user: int
+    request: LoadRequest
+    exchange: Exchange
+    due_ns: int
+    end_ns: int
+
+    @property
+    def status(self) -> Status:
+        """How it ended."""
+        if self.exchange.error_kind is None:
+            return "ok"
+        return "cancelled" if self.exchange.error_kind == "cancelled" else "failed"
 
 
 @dataclass
 class Journal:
     """The shared book of all users of a client process; each has at most one request in flight."""
 
-    records: list[RequestRecord] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
     in_flight: dict[int, Exchange] = field(default_factory=dict)
     """By user."""
     recent_ttfts_ns: deque[int] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_TTFTS))
@@ -31,6 +52,8 @@ class Journal:
     """Requests due in the window that have ended."""
     window_start_ns: int | None = None
     window_end_ns: int | None = None
+    on_news: Callable[[], None] = lambda: None
+    """Called when `all_finished` changes, and when the first request has ended."""
     _waiting_for: set[int] = field(default_factory=set)
     """Users whose first request has not ended."""
 
@@ -59,25 +82,36 @@ class Journal:
     def enter(self, user: int) -> None:
         """Note that a user is there and will send something."""
         self._waiting_for.add(user)
+        if len(self._waiting_for) == 1:
+            self.on_news()
 
     def open(self, user: int, exchange: Exchange) -> None:
         """Note that `user` has begun a request."""
         self.in_flight[user] = exchange
 
-    def close(self, record: RequestRecord) -> None:
-        """Keep the record of a request that has ended."""
-        self.in_flight.pop(record.user)
-        self.records.append(record)
-        self.num_ok += record.status == "ok"
-        self.num_failed += record.status == "failed"
-        self.num_measured += record.phase == "measure"
-        if record.status == "failed":
-            self.failures[f"{record.error_kind} {record.http_status or ''}".strip()] += 1
-        if record.first_token_monotonic_ns is not None:
-            self.recent_ttfts_ns.append(record.first_token_monotonic_ns - record.sent_monotonic_ns)
-        if record.status != "cancelled":
-            self._waiting_for.discard(record.user)
+    def close(self, ended: Ended) -> None:
+        """Note that a request has ended."""
+        exchange, status = self.in_flight.pop(ended.user), ended.status
+        ended.request = ended.request.without_body()
+        self.ended.append(ended)
+        self.num_ok += status == "ok"
+        self.num_failed += status == "failed"
+        self.num_measured += self.phase(ended.due_ns) == "measure"
+        if status == "failed":
+            self.failures[f"{exchange.error_kind} {exchange.http_status or ''}".strip()] += 1
+        if exchange.arrivals_ns:
+            self.recent_ttfts_ns.append(exchange.arrivals_ns[0] - exchange.sent_ns)
+        if status != "cancelled":
+            self._await_no_longer(ended.user)
+            if self.num_ok + self.num_failed == 1:
+                self.on_news()
 
     def leave(self, user: int) -> None:
         """Note that `user` will send nothing more and has nothing in flight."""
-        self._waiting_for.discard(user)
+        self._await_no_longer(user)
+
+    def _await_no_longer(self, user: int) -> None:
+        if user in self._waiting_for:
+            self._waiting_for.discard(user)
+            if not self._waiting_for:
+                self.on_news()

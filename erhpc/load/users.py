@@ -11,9 +11,9 @@ import asyncio
 from numpy.random import PCG64, Generator, SeedSequence
 
 from erhpc.client.exchange import Clock, Exchange, StreamingClient
-from erhpc.load.journal import Journal
+from erhpc.load.journal import Ended, Journal
 from erhpc.plan.specs import ClientSpec
-from erhpc.results.record import RequestRecord, Status
+from erhpc.results.record import Status
 from erhpc.workload.arrivals import draw_think_time_s
 from erhpc.workload.requests import LoadRequest, RequestSource
 
@@ -63,10 +63,10 @@ class User:
                 self.prepare()
                 request, self._upcoming = self._upcoming, None
                 assert request is not None  # prepare made it
-                record = await self._ask(request, reached_ns)
-                if self._is_scheduled and (request.is_last_turn or record.status != "ok"):
+                ended = await self._ask(request, reached_ns)
+                if self._is_scheduled and (request.is_last_turn or ended.status != "ok"):
                     return
-                due_ns = record.end_monotonic_ns + round(self._pause_s(record.status) * 1e9)
+                due_ns = ended.end_ns + round(self._pause_s(ended.status) * 1e9)
         finally:
             self._journal.leave(self._number)
 
@@ -110,8 +110,8 @@ class User:
         if self._pause is not None and not self._pause.done():
             self._pause.set_result(None)
 
-    async def _ask(self, request: LoadRequest, due_ns: int) -> RequestRecord:
-        """Send one request and keep its record, also when this task is cancelled meanwhile."""
+    async def _ask(self, request: LoadRequest, due_ns: int) -> Ended:
+        """Send one request and note its end, also when this task is cancelled meanwhile."""
         exchange = Exchange(sent_ns=self._clock())
         self._journal.open(self._number, exchange)
         if not (self._is_scheduled and request.is_last_turn):
@@ -123,9 +123,9 @@ class User:
             exchange.fail("cancelled", "cut at the end of the level, before the answer ended")
             raise
         finally:
-            record = self._record(request, exchange, due_ns)
-            self._journal.close(record)
-        return record
+            ended = Ended(self._number, request, exchange, due_ns, self._clock())
+            self._journal.close(ended)
+        return ended
 
     def _pause_s(self, status: Status) -> float:
         """Think time after an answer; after failures a longer one, so that an error storm is bounded."""
@@ -139,47 +139,7 @@ class User:
             self._random = Generator(PCG64(SeedSequence(self._spec.seed, spawn_key=(self._number, *_THINKING))))
         return draw_think_time_s(think_time, self._random)
 
-    def _record(self, request: LoadRequest, exchange: Exchange, due_ns: int) -> RequestRecord:
-        direct = self._spec.direct
-        arrivals_ns = exchange.arrivals_ns
-        return RequestRecord(
-            request_id=f"{self._spec.level}-{self._number}-{request.sequence}",
-            phase=self._journal.phase(due_ns),
-            worker=self._spec.worker,
-            user=self._number,
-            sequence=request.sequence,
-            turn=request.turn,
-            prompt_id=request.prompt_id,
-            domain=request.domain,
-            expert=exchange.expert or (direct.expert if direct else None),
-            replica=exchange.replica or (direct.replica if direct else None),
-            scheduled_monotonic_ns=due_ns,
-            sent_monotonic_ns=exchange.sent_ns,
-            latency_from="scheduled" if self._is_scheduled else "sent",
-            stamped_by=exchange.stamped_by,
-            first_token_monotonic_ns=arrivals_ns[0] if arrivals_ns else None,
-            last_token_monotonic_ns=arrivals_ns[-1] if arrivals_ns else None,
-            end_monotonic_ns=self._clock(),
-            token_gaps_us=exchange.gaps_us(),
-            frames=exchange.num_frames,
-            coalesced=exchange.num_coalesced,
-            new_connection=exchange.new_connection,
-            tokens_in=exchange.tokens_in,
-            tokens_out=exchange.num_frames if exchange.tokens_out is None else exchange.tokens_out,
-            max_tokens=request.max_tokens,
-            status=_status_of(exchange),
-            http_status=exchange.http_status,
-            error_kind=exchange.error_kind,
-            error_text=exchange.error_text,
-        )
-
 
 def backoff_s(failures_in_row: int) -> float:
     """Pause after the given number of failures in a row, in seconds: 0.1, 0.2, 0.4 and so on up to 5."""
     return min(FIRST_BACKOFF_S * 2.0 ** min(failures_in_row - 1, 10), LONGEST_BACKOFF_S)
-
-
-def _status_of(exchange: Exchange) -> Status:
-    if exchange.error_kind is None:
-        return "ok"
-    return "cancelled" if exchange.error_kind == "cancelled" else "failed"

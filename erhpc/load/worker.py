@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import Any
 
@@ -17,6 +17,7 @@ from erhpc.load.journal import Journal
 from erhpc.load.messages import AskClock, Begin, CloseWindow, Command, End, OpenWindow, Ready, Report, Tally, TellClock
 from erhpc.load.population import Population, Residents, Visitors
 from erhpc.load.process import check_connections, garbage_ignored
+from erhpc.load.records import make_records
 from erhpc.load.users import User
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.record import LAG_BOUNDS_S, ClientPart
@@ -26,8 +27,10 @@ from erhpc.workload.requests import RequestSource
 from erhpc.workload.traces import Trace
 
 TALLY_S = 0.5
-LOOK_S = 0.02
-"""How often the client looks whether there is news for the conductor before a tally is due."""
+NEWS_S = 0.02
+"""Least time between two tallies, however much news there is."""
+PROBE_S = 0.05
+"""How often the event loop is probed for lag: each probe wakes a process that may have nothing else to do."""
 
 
 class Worker:
@@ -51,8 +54,10 @@ class Worker:
         self._report = report
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self._journal = Journal()
-        self._lag = LoopLag()
+        self._news = asyncio.Event()
+        """There is something for the conductor to know before a tally is due."""
+        self._journal = Journal(on_news=self._news.set)
+        self._lag = LoopLag(PROBE_S)
         self._begin: Begin | None = None
         self._opened: OpenWindow | None = None
         self._population: Population | None = None
@@ -160,29 +165,24 @@ class Worker:
 
     def _note_end(self, living: asyncio.Task[None]) -> None:
         """Everyone has left, or the level broke: `run` finds out which."""
+        self._news.set()
         if self._closed or (not living.cancelled() and living.exception() is not None):
             self._over.set()
 
     async def _keep_tally(self) -> bool:
-        due_ns, last_news = 0, (False, False, False)
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(LOOK_S)
-            if self._begin is None:
-                continue
-            news = self._find_news()
-            if self._clock() >= due_ns or news != last_news:
+            due = loop.call_later(TALLY_S, self._news.set)
+            await self._news.wait()
+            due.cancel()
+            self._news.clear()
+            if self._begin is not None:
                 self._report(self._tally())
-                due_ns, last_news = self._clock() + round(TALLY_S * 1e9), news
-
-    def _find_news(self) -> tuple[bool, bool, bool]:
-        """What the conductor waits for: it is told at once when this changes."""
-        all_left = self._living is not None and self._living.done()
-        return self._journal.all_finished, all_left, self._journal.num_ok + self._journal.num_failed > 0
+            await asyncio.sleep(NEWS_S)
 
     def _tally(self) -> Tally:
         journal, now_ns = self._journal, self._clock()
         begin_ns = self._begin.at_ns if self._begin is not None else now_ns
-        all_finished, all_left, _ = self._find_news()
         return Tally(
             phase=journal.phase(now_ns),
             elapsed_s=(now_ns - begin_ns) / 1e9,
@@ -192,8 +192,8 @@ class Worker:
             tokens=self._client.num_pieces,
             measured=journal.num_measured,
             ttft_p50_s=journal.ttft_p50_s(),
-            all_finished=all_finished,
-            all_left=all_left,
+            all_finished=journal.all_finished,
+            all_left=self._living is not None and self._living.done(),
             commonest_failure=journal.commonest_failure,
         )
 
@@ -202,11 +202,12 @@ class Worker:
         start_ns, end_ns = journal.window_start_ns or 0, journal.window_end_ns or 0
         return ClientPart(
             worker=self._spec.worker,
-            records=journal.records,
+            records=make_records(self._spec, journal),
             window_start_monotonic_ns=start_ns,
             window_end_monotonic_ns=end_ns,
             warmup_s=(start_ns - begin.at_ns) / 1e9 if begin is not None else 0.0,
             started_utc=self._started_utc or datetime.now(UTC).isoformat(),
+            window_start_utc=self._tell_date(start_ns) if opened is not None else None,
             lag_p99_s=self._lag_p99_s,
             lag_histogram=self._lag_histogram,
             cpu_s=self._window_cpu_s,
@@ -218,6 +219,10 @@ class Worker:
             warmup_cut=opened is not None and opened.cut,
             interrupted=interrupted,
         )
+
+    def _tell_date(self, at_ns: int) -> str:
+        """The date of a time of the clock, which must be about now."""
+        return (datetime.now(UTC) - timedelta(microseconds=(self._clock() - at_ns) / 1000)).isoformat()
 
 
 def _quantile(sorted_ns: list[int], share: float) -> float | None:

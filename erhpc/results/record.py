@@ -123,6 +123,7 @@ LEVEL_COLUMNS: tuple[Column, ...] = (
     Column("num_replicas", "int32", "replicas that served the level; null if not known"),
     Column("num_gpus", "int32", "GPUs the replicas hold (emulated GPUs included); null if not known"),
     Column("started_utc", "string", "when the level began, ISO 8601"),
+    Column("window_start_utc", "string", "when the window opened, ISO 8601; null if it never did"),
     Column("warmup_s", "float64", "length of the warm-up, seconds"),
     Column("window_s", "float64", "length of the measuring window, seconds"),
     Column("requests_ok", "int32", "requests sent in the window that finished"),
@@ -257,6 +258,7 @@ class ClientPart:
     window_end_monotonic_ns: int
     warmup_s: float
     started_utc: str
+    window_start_utc: str | None = None
     lag_p99_s: float
     lag_histogram: list[int] = field(default_factory=list)
     """Probes of the event loop in the window by LAG_BOUNDS_S; empty if not probed."""

@@ -97,6 +97,7 @@ def _summarise_clients(parts: Sequence[ClientPart]) -> dict[str, Any]:
     """What the clients are and what they say of themselves."""
     return {
         "started_utc": min((part.started_utc for part in parts), default=None),
+        "window_start_utc": min(filter(None, (part.window_start_utc for part in parts)), default=None),
         "warmup_s": max((part.warmup_s for part in parts), default=None),
         "window_s": sum(map(metrics.window_s, parts)) / len(parts) if parts else 0.0,
         "client_workers": len(parts),

@@ -16,7 +16,7 @@ from math import ceil
 KEEP_S = 600.0
 """How far back lag can be asked for."""
 INTERVAL_S = 0.010
-"""How often the event loop is probed."""
+"""How often an event loop is probed unless something else is said."""
 DEFAULT_WINDOW_S = 10.0
 
 
@@ -78,21 +78,23 @@ class TimedValues:
 
 
 class LoopLag:
-    """Probes the running event loop every 10 ms and keeps how late each probe came.
+    """Probes the running event loop every `interval_s` and keeps how late each probe came.
 
-    Probes are due at fixed times: a loop that stands still for a second is a hundred late probes, not one, so
-    that stalls weigh in the percentile by their length.
+    Probes are due at fixed times: a loop that stands still for a second is many late probes, not one, so that stalls
+    weigh in the percentile by their length.
     """
 
     def __init__(
         self,
+        interval_s: float = INTERVAL_S,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._lags_s = TimedValues(round(KEEP_S / INTERVAL_S))
+        self._interval_s = interval_s
+        self._lags_s = TimedValues(round(KEEP_S / interval_s))
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -115,11 +117,11 @@ class LoopLag:
         return self._lags_s.histogram(bounds_s, self._clock() - window_s)
 
     async def _probe(self) -> None:
-        due_s = self._clock() + INTERVAL_S
+        due_s = self._clock() + self._interval_s
         while True:
             await self._sleep(due_s - self._clock())
             now_s = self._clock()
             due_s = max(due_s, now_s - KEEP_S)
             while due_s <= now_s:
                 self._lags_s.add(now_s, now_s - due_s)
-                due_s += INTERVAL_S
+                due_s += self._interval_s

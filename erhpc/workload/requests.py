@@ -33,6 +33,12 @@ class LoadRequest:
     is_last_turn: bool = True
     """Whether the user's next request begins another conversation."""
 
+    def without_body(self) -> LoadRequest:
+        """What remains to be known of it once it has been sent."""
+        return LoadRequest(
+            self.sequence, self.prompt_id, self.domain, self.max_tokens, b"", self.turn, self.is_last_turn
+        )  # fmt: skip
+
 
 @dataclass(slots=True)
 class _Conversation:

@@ -19,7 +19,7 @@ from erhpc.client.answer import AnswerReader
 from erhpc.client.body import BodyError, make_body
 from erhpc.client.exchange import Exchange
 from erhpc.client.head import HeadError, find_head_end, parse_head
-from erhpc.client.reception import LOOK_BYTES, Reception
+from erhpc.client.reception import Reception
 from tests.streams import (
     CHUNKED_HEAD,
     DONE,
@@ -39,13 +39,23 @@ def stamp_of(index: int) -> int:
     return 1_000 * index + 7
 
 
+def read_kept(reception: Reception, kept: list[bytes], last: int) -> None:
+    """Have the kept pieces read, the newest of which came as number `last`."""
+    reception.read(list(kept), [stamp_of(index) for index in range(last - len(kept) + 1, last + 1)])
+    kept.clear()
+
+
 def receive(pieces: list[bytes], *, closes: bool = True) -> tuple[Exchange, Reception]:
-    """What a wire does with pieces: it reads when `take` says so, and once more when the connection ends."""
+    """What a wire does with pieces: it keeps those that end as a token's do, and has them read with the next other."""
     exchange = Exchange(sent_ns=0)
     reception = Reception(exchange)
+    kept: list[bytes] = []
     for index, piece in enumerate(pieces):
-        if reception.take(piece, stamp_of(index)):
-            reception.read()
+        kept.append(piece)
+        if piece[-5:] != reception.frame_end:
+            read_kept(reception, kept, index)
+    if kept:
+        read_kept(reception, kept, len(pieces) - 1)
     if closes:
         reception.close("closed")
     return exchange, reception
@@ -456,26 +466,14 @@ def test_a_body_that_was_compressed_unasked_is_inflated(wire: Wire, coding: str,
 # The states of one response
 
 
-def test_frames_alike_are_not_read_until_the_answer_may_have_ended():
+def test_frames_alike_need_not_be_read_until_the_answer_may_have_ended():
     reception = Reception(Exchange(sent_ns=0))
     head, role, first, *more = answer("a", "b", "c")
-    assert [reception.take(piece, 0) for piece in (head, role, first)] == [True] * 3
-    reception.read()
-    assert [reception.take(piece, 0) for piece in more] == [False] * 4 + [True] * 2
-
-
-def test_an_endless_stream_is_read_in_between_so_that_little_is_kept():
-    exchange = Exchange(sent_ns=0)
-    reception = Reception(exchange)
-    kept_bytes = 0
-    for index, piece in enumerate([CHUNKED_HEAD, *[chunk(chat("a"))] * 3_000]):
-        kept_bytes += len(piece)
-        if reception.take(piece, index):
-            reception.read()
-            kept_bytes = 0
-        assert kept_bytes <= LOOK_BYTES
-    assert exchange.num_frames > 2_000
-    assert not reception.has_ended
+    assert reception.frame_end == b""
+    reception.read([head, role, first], [1, 2, 3])
+    assert [piece[-5:] == reception.frame_end for piece in more] == [True] * 4 + [False] * 2
+    reception.read(more, [4] * len(more))
+    assert reception.frame_end == b""
 
 
 def test_the_answer_ends_before_its_response():

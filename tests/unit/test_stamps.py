@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erhpc.client.stamps import MAX_JUMP_NS, SAMPLE_EVERY, KernelClock, measure_offset_ns
+from erhpc.client.stamps import MAX_JUMP_NS, KernelClock, measure_offset_ns
 
 SECOND_NS = 1_000_000_000
 
@@ -24,9 +24,9 @@ class Clocks:
     def wall(self) -> int:
         return self.now_ns + self.ahead_ns
 
-    def ancillary(self, received_ns: int) -> list[tuple[int, int, bytes]]:
+    def stamp(self, received_ns: int) -> bytes:
         """What the kernel gives with a read of what came at `received_ns` of the monotonic clock."""
-        return [(1, 35, struct.pack("qq", *divmod(received_ns + self.ahead_ns, SECOND_NS)))]
+        return struct.pack("qq", *divmod(received_ns + self.ahead_ns, SECOND_NS))
 
 
 def clock_of(clocks: Clocks) -> KernelClock:
@@ -49,22 +49,23 @@ def test_a_stamp_is_when_the_kernel_received_not_when_it_was_asked():
     clock = clock_of(clocks)
     received_ns = clocks.now_ns + 123_456_789
     clocks.now_ns += 5 * SECOND_NS
-    assert clock.stamp(clocks.ancillary(received_ns)) == received_ns
+    later_ns = received_ns + 1
+    assert clock.to_monotonic_ns([clocks.stamp(received_ns), clocks.stamp(later_ns)]) == [received_ns, later_ns]
 
 
-def test_a_read_without_a_stamp_is_stamped_now():
-    clocks = Clocks()
-    assert clock_of(clocks).stamp([]) == clocks.now_ns
-
-
-def test_some_reads_tell_how_long_they_lay_waiting():
+def test_a_stamp_of_now_is_now():
     clocks = Clocks()
     clock = clock_of(clocks)
-    for _ in range(5 * SAMPLE_EVERY):
-        clock.stamp(clocks.ancillary(clocks.now_ns - 70_000))
+    assert clock.to_monotonic_ns([clock.now()]) == [clocks.now_ns]
+
+
+def test_samples_tell_how_long_reads_lay_waiting():
+    clocks = Clocks()
+    clock = clock_of(clocks)
+    for _ in range(5):
+        clock.sample(clocks.stamp(clocks.now_ns - 70_000))
     assert list(clock.take_delays_ns()) == [70_000] * 5
     assert list(clock.take_delays_ns()) == []
-    assert clock.num_reads == 5 * SAMPLE_EVERY
 
 
 @pytest.mark.parametrize("set_by_ns", [3_600 * SECOND_NS, -3_600 * SECOND_NS])
@@ -73,7 +74,7 @@ def test_stamps_are_right_again_once_a_set_clock_was_looked_at(set_by_ns: int):
     clock = clock_of(clocks)
     clocks.ahead_ns += set_by_ns
     clock.adjust()
-    assert clock.stamp(clocks.ancillary(clocks.now_ns)) == clocks.now_ns
+    assert clock.to_monotonic_ns([clocks.stamp(clocks.now_ns)]) == [clocks.now_ns]
     assert clock.num_jumps == 1
 
 
@@ -81,8 +82,9 @@ def test_a_stamp_from_the_future_is_noticed_by_the_next_sample():
     clocks = Clocks()
     clock = clock_of(clocks)
     clocks.ahead_ns += 10 * SECOND_NS
-    stamps_ns = [clock.stamp(clocks.ancillary(clocks.now_ns)) for _ in range(2 * SAMPLE_EVERY)]
-    assert stamps_ns[SAMPLE_EVERY - 1 :] == [clocks.now_ns] * (SAMPLE_EVERY + 1)
+    for _ in range(2):
+        clock.sample(clocks.stamp(clocks.now_ns))
+    assert clock.to_monotonic_ns([clocks.stamp(clocks.now_ns)]) == [clocks.now_ns]
     assert clock.num_jumps == 1
     assert list(clock.take_delays_ns()) == [0, 0]
 
@@ -94,4 +96,4 @@ def test_drift_is_followed_and_is_no_jump():
         clocks.ahead_ns += MAX_JUMP_NS // 4  # 500 ppm of a second, the most that NTP slews
         clock.adjust()
     assert clock.num_jumps == 0
-    assert clock.stamp(clocks.ancillary(clocks.now_ns)) == clocks.now_ns
+    assert clock.to_monotonic_ns([clocks.stamp(clocks.now_ns)]) == [clocks.now_ns]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
+from datetime import datetime
 from typing import Any
 
-from erhpc.results.paths import RunPaths
-from erhpc.results.store import read_columns, read_levels
+from erhpc.results.store import read_levels
 from tests.bench.load.case import PROMPT_TOKENS, Case, Report
 from tests.bench.load.truth import NS_PER_S, Latencies
 
@@ -35,11 +36,11 @@ class ErhpcClient:
         ]  # fmt: skip
 
     def read_report(self, case: Case) -> Report:
-        """Its row of levels.parquet; when the window began comes from the first request sent in it."""
+        """Its row of levels.parquet."""
         [run] = (case.folder / "runs").glob("*/*/")
         row = read_levels(run).iloc[0]
-        records = read_columns(RunPaths(run).records, ["phase", "sent_monotonic_ns"])
-        start_ns = int(records["sent_monotonic_ns"][records["phase"] == "measure"].min())
+        start_s = datetime.fromisoformat(row["window_start_utc"]).timestamp()
+        start_ns = round(start_s * NS_PER_S) + time.monotonic_ns() - time.time_ns()
         return Report(
             ttft=_latencies(row, "ttft"),
             gap=_latencies(row, "itl"),
