@@ -6,9 +6,9 @@ the text are compared, and the text must be a JSON string that ends where the fi
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
+from itertools import repeat
 
 from erhpc.client.body import HEX_DIGITS
 
@@ -16,6 +16,7 @@ _TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content)": ?"')
 # RFC 8259, section 7. Escapes of surrogates are left to the decoder: they are right in pairs only.
 _STRING = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4})++')
 MAX_SIZES = 4096
+MAX_KNOWN = 16_384
 MAX_KNOWN_BYTES = 64
 """Longest text that is remembered; tokens are shorter."""
 
@@ -31,8 +32,7 @@ class FrameTemplate:
         self._after = after
         self._sizes: dict[bytes, int] = {}
         """Chunk headers seen, by their bytes: looking one up is cheaper than checking its digits."""
-        self._openings: dict[int, bytes] = {}
-        """What precedes the text in pieces of one frame that matched, by the length of the piece."""
+        self._openings = _Openings(before)
 
     @classmethod
     def from_event(cls, event: bytes) -> FrameTemplate | None:
@@ -52,23 +52,15 @@ class FrameTemplate:
 
         Each of these is whole chunks, each of which holds exactly one event.
         """
-        # Once per token: one loop with everything in local variables takes half the time of a call per piece.
+        # Once per token: loops in C where they will do, else one loop with everything in local variables.
+        first, num_frames, num_coalesced = start, 0, 0
+        if self._all_single(alike := pieces[start:-1]):
+            first, num_frames = start + len(alike), len(alike)
         before, after, size_of = self._before, self._after, self._sizes.get
         num_before, num_after = len(before), len(after)
-        opening_of = self._openings.get
-        num_frames = num_coalesced = 0
-        for at in range(start, len(pieces)):
+        for at in range(first, len(pieces)):
             piece = pieces[at]
             num_bytes, num_here, chunk_end = len(piece), 0, 0
-            opening = opening_of(num_bytes)
-            if (
-                opening is not None
-                and piece.startswith(opening)
-                and piece.endswith(after)
-                and _is_known_string(piece[len(opening) : -num_after])
-            ):
-                num_frames += 1
-                continue
             while chunk_end < num_bytes:
                 header_end = piece.find(b"\r\n", chunk_end, chunk_end + 18)
                 if header_end <= chunk_end:
@@ -81,15 +73,23 @@ class FrameTemplate:
                     return at - start, num_frames, num_coalesced
                 if not piece.startswith(after, text_end):  # nor where the chunk ends behind the piece
                     return at - start, num_frames, num_coalesced
-                text = piece[text_start:text_end]
-                if not _is_string(text):
+                if not _is_string(piece[text_start:text_end]):
                     return at - start, num_frames, num_coalesced
                 num_here += 1
-                if chunk_end == num_bytes and num_here == 1 and len(text) <= MAX_KNOWN_BYTES:
-                    self._openings[num_bytes] = piece[: event_start + num_before]
             num_frames += num_here
             num_coalesced += num_here > 1
         return len(pieces) - start, num_frames, num_coalesced
+
+    def _all_single(self, pieces: Sequence[bytes]) -> bool:
+        """Whether each of `pieces` is one chunk with one matching frame, as far as can be told in one go."""
+        openings = list(map(self._openings.__getitem__, map(len, pieces)))
+        if not all(map(bytes.startswith, pieces, openings)) or not all(
+            map(bytes.endswith, pieces, repeat(self._after))
+        ):
+            return False
+        num_after = len(self._after)
+        texts = [piece[len(opening) : -num_after] for piece, opening in zip(pieces, openings, strict=True)]
+        return _known_strings.issuperset(texts) or all(map(_is_known_string, texts))
 
     def _note_size(self, header: bytes) -> int:
         """The size in a chunk header; -1 if it is more than digits, which `ChunkedBody` must judge."""
@@ -112,4 +112,31 @@ def _is_string(text: bytes) -> bool:
 
 
 # The tokens of a vocabulary come again and again, whoever sends them.
-_is_known_string = functools.lru_cache(maxsize=16_384)(_is_string)
+_known_strings: set[bytes] = set()
+
+
+def _is_known_string(text: bytes) -> bool:
+    """As `_is_string`; short ones are remembered."""
+    if text in _known_strings:
+        return True
+    is_string = _is_string(text)
+    if is_string and len(text) <= MAX_KNOWN_BYTES and len(_known_strings) < MAX_KNOWN:
+        _known_strings.add(text)
+    return is_string
+
+
+class _Openings(dict[int, bytes]):
+    """What precedes the text in a piece of one frame, by the length of the piece: chunk header and `before`."""
+
+    def __init__(self, before: bytes) -> None:
+        self._before = before
+
+    def __missing__(self, num_bytes: int) -> bytes:
+        """Written as servers write it, in lower case without leading zeros; longer than the piece if none fits."""
+        opening = bytes(num_bytes + 1)
+        for num_digits in range(1, len(b"%x" % num_bytes) + 1):
+            header = b"%x" % max(num_bytes - num_digits - 4, 0)  # two line ends have 4 bytes
+            if len(header) == num_digits:
+                opening = header + b"\r\n" + self._before
+        self[num_bytes] = opening
+        return opening

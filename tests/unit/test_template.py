@@ -22,14 +22,23 @@ def template_of(event: bytes = FIRST) -> FrameTemplate:
     return template
 
 
+def matches(piece: bytes) -> bool:
+    """Whether a piece matches: the last one that came and one with others after it are compared in different ways."""
+    template = template_of()
+    alone = template.count_matches([piece], 0)
+    among = template.count_matches([piece, piece, like(b"z")], 0)
+    assert (alone, among) in [((1, 1, 0), (3, 3, 0)), ((0, 0, 0), (0, 0, 0))]
+    return alone == (1, 1, 0)
+
+
 @pytest.mark.parametrize("text", [b"b", b" token", "é漢😀".encode(), rb"\n", rb"\"quoted\"", rb"\u00e9", b"x" * 5_000])
 def test_a_frame_with_another_text_matches(text: bytes):
-    assert template_of().count_matches([like(text)], 0) == (1, 1, 0)
+    assert matches(like(text))
 
 
 @pytest.mark.parametrize("text", [b"", b'"', b"\\", b"\n", b"\xff", rb"\x", rb"\ud800", rb"\u00"])
 def test_a_text_that_is_no_json_string_does_not_match(text: bytes):
-    assert template_of().count_matches([like(text)], 0) == (0, 0, 0)
+    assert not matches(like(text))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,16 @@ def test_a_text_that_is_no_json_string_does_not_match(text: bytes):
     ],
 )
 def test_what_is_more_or_less_than_one_frame_like_the_first_does_not_match(piece: bytes):
-    assert template_of().count_matches([piece], 0) == (0, 0, 0)
+    assert not matches(piece)
+
+
+def test_the_chunk_must_be_as_long_as_its_header_says_whatever_its_length():
+    for length in range(1, 4_200):
+        piece = like(b"x" * length)
+        header, _, rest = piece.partition(b"\r\n")
+        assert matches(piece)
+        for size in (int(header, 16) - 1, int(header, 16) + 1):
+            assert not matches(b"%x\r\n" % size + rest)
 
 
 def test_matches_are_counted_from_a_place_on_up_to_the_first_that_differs():
