@@ -54,6 +54,8 @@ _decode_frame = msgspec.json.Decoder(_Frame).decode
 class AnswerReader:
     """Takes the body of one answer piece by piece and writes what it says into `exchange`."""
 
+    __slots__ = ("_events", "_exchange", "_finish_reason", "_num_templates", "_template")
+
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._events = EventSplitter()

@@ -40,6 +40,8 @@ class Body(Protocol):
 class ChunkedBody:
     """Transfer-Encoding: chunked."""
 
+    __slots__ = ("_line", "_missing_bytes", "_rest", "has_excess", "is_over")
+
     def __init__(self) -> None:
         self.is_over = False
         self.has_excess = False

@@ -18,6 +18,8 @@ class EventTooLong(Exception):
 class EventSplitter:
     """Takes the bytes of one answer piece by piece and gives back the data of each event that became complete."""
 
+    __slots__ = ("_ended_in_cr", "_is_at_start", "_rest")
+
     def __init__(self) -> None:
         self._rest = bytearray()
         """The event that has begun: it grows in place, a long one comes in thousands of pieces."""

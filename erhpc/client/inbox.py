@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 MAX_READY = 256
 """Sockets read before the loop gets its turn again: about 2 ms of work."""
-SAMPLE_EVERY = 16
-"""One read of so many is looked at for its gap and for how long it lay in the kernel: each would cost 1 %."""
 MAX_UNREAD = 128
 """Pieces that are kept before an answer is read in between: a bound on memory, and on how long reading them takes."""
 
@@ -74,7 +72,8 @@ class Inbox:
         wires, clock, ancillary_bytes = self._wires, self.clock, ANCILLARY_BYTES
         changed: list[SocketWire] = []
         ready = self._ready.poll(0, MAX_READY)
-        for number, (descriptor, _) in enumerate(ready, clock.num_reads):
+        stamp = None
+        for descriptor, _ in ready:
             wire = wires[descriptor]
             try:
                 piece, ancillary, _, _ = wire.receive(wire.read_bytes, ancillary_bytes)
@@ -89,17 +88,19 @@ class Inbox:
             pieces, stamp = wire.pieces, ancillary[0][2] if ancillary else clock.now()
             pieces.append(piece)
             wire.stamps.append(stamp)
-            if not number % SAMPLE_EVERY:
-                clock.sample(stamp)
-                self._note_gap(wire.stamps)
             if piece[-5:] != wire.frame_end or len(pieces) == MAX_UNREAD:
                 changed.append(wire)
         clock.num_reads += len(ready)
+        if stamp is not None and wire.stamps[-1:] == [stamp]:
+            # One of each look, the one that was read last, stands for all: looking at each would cost 1 %.
+            clock.sample(stamp)
+            self._note_gap(wire.stamps)
         for wire in changed:
             wire.look()
         return len(ready)
 
     def _note_gap(self, stamps: list[bytes]) -> None:
+        """Reckon with the gap between the last two pieces of an answer."""
         if len(stamps) > 1:
             before_ns, last_ns = self.clock.to_monotonic_ns(stamps[-2:])
             self._pace.note_gap(last_ns - before_ns)

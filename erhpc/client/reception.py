@@ -30,6 +30,20 @@ class Reception:
     server sends makes it raise.
     """
 
+    __slots__ = (
+        "_body",
+        "_exchange",
+        "_is_stream",
+        "_num_interim",
+        "_reader",
+        "_start",
+        "frame_end",
+        "has_ended",
+        "head",
+        "is_broken",
+        "last_piece_ns",
+    )
+
     def __init__(self, exchange: Exchange) -> None:
         self.head: ResponseHead | None = None
         self.has_ended = False

@@ -27,6 +27,8 @@ Matches = tuple[int, int, int]
 class FrameTemplate:
     """The bytes around the text of one frame, sent as one chunk that holds exactly one event."""
 
+    __slots__ = ("_after", "_before", "_openings", "_sizes")
+
     def __init__(self, before: bytes, after: bytes) -> None:
         self._before = before
         self._after = after
