@@ -1,8 +1,9 @@
 """Reads all sockets that have something, one after the other in one go, with the kernel's stamps. Linux only.
 
-One epoll of its own holds them, and the event loop watches that one. A callback of the loop per socket would cost as
+Two epolls of its own hold them, and the event loop watches these. A callback of the loop per socket would cost as
 much again as the read; and pieces that may end an answer are looked at after all sockets have been read, so that
-taking one answer apart makes no other one wait.
+taking one answer apart makes no other one wait. Sockets whose answer has not begun come first: what the kernel stamps
+right as long as it is read before the next piece comes is then right for first tokens however great the load.
 """
 
 from __future__ import annotations
@@ -31,47 +32,64 @@ class Inbox:
     def __init__(self, clock: KernelClock) -> None:
         self.clock = clock
         self._wires: dict[int, SocketWire] = {}
-        self._ready = select.epoll()
+        self._beginning = select.epoll()
+        self._streaming = select.epoll()
         self._loop = asyncio.get_running_loop()
         self._rest: asyncio.TimerHandle | None = None
         """Runs out when the next look is due; None while the loop watches."""
         self._pace = Pace()
-        self._loop.add_reader(self._ready.fileno(), self._look)
+        self._watch()
 
     def add(self, wire: SocketWire, connection: socket.socket) -> None:
         """Read `connection` for `wire` from now on."""
         self._wires[connection.fileno()] = wire
-        self._ready.register(connection.fileno(), select.EPOLLIN)
+        self._streaming.register(connection.fileno(), select.EPOLLIN)
+
+    def prefer(self, wire: SocketWire, connection: socket.socket) -> None:
+        """Read `connection` before others until an answer has begun."""
+        if not wire.is_preferred and wire.is_open:
+            wire.is_preferred = True
+            self._streaming.unregister(connection.fileno())
+            self._beginning.register(connection.fileno(), select.EPOLLIN)
 
     def remove(self, connection: socket.socket) -> None:
-        """Read it no more; it must still be open."""
+        """Read it no more. It must be closed at once, which takes it out of either epoll."""
         del self._wires[connection.fileno()]
-        self._ready.unregister(connection.fileno())
 
     def close(self) -> None:
         """Read nothing more."""
         if self._rest is not None:
             self._rest.cancel()
-        self._loop.remove_reader(self._ready.fileno())
-        self._ready.close()
+        self._watch_no_longer()
+        self._beginning.close()
+        self._streaming.close()
+
+    def _watch(self) -> None:
+        self._rest = None
+        for ready in (self._beginning, self._streaming):
+            self._loop.add_reader(ready.fileno(), self._look)
+
+    def _watch_no_longer(self) -> None:
+        for ready in (self._beginning, self._streaming):
+            self._loop.remove_reader(ready.fileno())
 
     def _look(self) -> None:
         """Read what has come; under load, come back after a pause rather than at once."""
         num_ready = self._read_ready()
-        rest_ms = self._pace.rest_ms(time.monotonic_ns(), is_full=num_ready == MAX_READY, is_empty=not num_ready)
+        rest_ms = self._pace.rest_ms(time.monotonic_ns(), is_full=num_ready >= MAX_READY, is_empty=not num_ready)
         if rest_ms:
             if self._rest is None:
-                self._loop.remove_reader(self._ready.fileno())
+                self._watch_no_longer()
             self._rest = self._loop.call_later(rest_ms / 1000, self._look)
         elif self._rest is not None:
-            self._rest = None
-            self._loop.add_reader(self._ready.fileno(), self._look)
+            self._watch()
 
     def _read_ready(self) -> int:
         """Read each socket that has something once; returns how many had."""
         wires, clock, ancillary_bytes = self._wires, self.clock, ANCILLARY_BYTES
         changed: list[SocketWire] = []
-        ready = self._ready.poll(0, MAX_READY)
+        beginning = self._beginning.poll(0, MAX_READY)
+        ready = beginning + self._streaming.poll(0, MAX_READY)
         stamp = None
         for descriptor, _ in ready:
             wire = wires[descriptor]
@@ -95,9 +113,19 @@ class Inbox:
             # One of each look, the one that was read last, stands for all: looking at each would cost 1 %.
             clock.sample(stamp)
             self._note_gap(wire.stamps)
+        for descriptor, _ in beginning:
+            self._end_preference(descriptor)
         for wire in changed:
             wire.look()
         return len(ready)
+
+    def _end_preference(self, descriptor: int) -> None:
+        """Read a socket with the others once tokens stream; before, only the head of the response has come."""
+        wire = self._wires.get(descriptor)
+        if wire is not None and wire.frame_end:
+            wire.is_preferred = False
+            self._beginning.unregister(descriptor)
+            self._streaming.register(descriptor, select.EPOLLIN)
 
     def _note_gap(self, stamps: list[bytes]) -> None:
         """Reckon with the gap between the last two pieces of an answer."""

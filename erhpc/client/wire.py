@@ -129,7 +129,7 @@ class Wire:
 class SocketWire(Wire):
     """A connected non-blocking socket whose arrivals the kernel stamps."""
 
-    __slots__ = ("_connection", "_inbox", "_newest", "_unsent", "read_bytes", "receive", "stamps")
+    __slots__ = ("_connection", "_inbox", "_newest", "_unsent", "is_preferred", "read_bytes", "receive", "stamps")
 
     stamped_by: Stamper = "kernel"
 
@@ -144,6 +144,8 @@ class SocketWire(Wire):
         self._newest: bytes | None = None
         """The stamp of the last piece that was read."""
         self._unsent: memoryview | None = None
+        self.is_preferred = False
+        """Whether the inbox reads it before others."""
         inbox.add(self, connection)
 
     @property
@@ -172,6 +174,7 @@ class SocketWire(Wire):
 
     def _send(self, request: bytes) -> None:
         self._newest = None
+        self._inbox.prefer(self, self._connection)
         self._send_part(memoryview(request))
         if self._unsent is not None:
             asyncio.get_running_loop().add_writer(self._connection.fileno(), self._on_writable)

@@ -29,7 +29,7 @@ from erhpc.gateway.prober import Prober
 from erhpc.gateway.relay import Forward, Relay
 from erhpc.gateway.replicas import Replica, find_missing_experts
 from erhpc.gateway.requests import Api, Inquiry, choose_request_id, parse_inquiry
-from erhpc.plan.protocol import API_PATHS
+from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER
 from erhpc.plan.specs import GatewaySpec
 from erhpc.results.telemetry import LoopLag, parse_window_s
 from erhpc.routing.policy import Choice, NoLiveReplica
@@ -165,7 +165,8 @@ class Gateway:
             self._metrics.requests[replica.expert, replica.name, flight.outcome] += 1
 
     async def _models(self, request: web.Request) -> web.Response:
-        cards = [{"id": name, "object": "model", "created": 0, "owned_by": "erhpc"} for name in self._router.models]
+        owner = f"{EMULATED_OWNER}emulated" if self._spec.is_emulated else OWNER
+        cards = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name in self._router.models]
         return answer_json({"object": "list", "data": cards})
 
     async def _health(self, request: web.Request) -> web.Response:

@@ -138,7 +138,8 @@ def _plan_processes(
             processes.extend(commands.command_vllm_expert(experiment, replica, port, setting.vllm_python))
     routed = experiment.router.policy != "none"
     if routed:
-        processes.append(commands.command_gateway(experiment, replicas, GATEWAY_PORT, python))
+        is_emulated = setting.engine == "emulated"
+        processes.append(commands.command_gateway(experiment, replicas, GATEWAY_PORT, python, is_emulated=is_emulated))
     if experiment.load.calibrate:
         processes.append(commands.command_calibration(experiment, layout.client_nodes[0], python))
     for level in range(len(plan_levels(experiment.workload, experiment.search))):

@@ -104,7 +104,12 @@ def command_vllm_expert(
 
 
 def command_gateway(
-    experiment: ExperimentConfig, replicas: tuple[PlannedReplica, ...], port: int, python: str
+    experiment: ExperimentConfig,
+    replicas: tuple[PlannedReplica, ...],
+    port: int,
+    python: str,
+    *,
+    is_emulated: bool,
 ) -> PlannedProcess:
     """The gateway, on the first node."""
     spec = GatewaySpec(
@@ -115,6 +120,7 @@ def command_gateway(
         limits=experiment.gateway,
         artefact=str(RUN.artefact) if experiment.router.policy == "cluster" else None,
         seed=experiment.seed,
+        is_emulated=is_emulated,
         key_file=KEY_FILE,
     )
     process = _own_process("gateway", "gateway", 0, spec, python)

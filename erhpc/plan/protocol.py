@@ -8,6 +8,8 @@ from __future__ import annotations
 API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 """Route of each of config.APIS."""
 
+OWNER = "erhpc"
+"""`owned_by` in /v1/models of a gateway before real models."""
 EMULATED_OWNER = "erhpc-"
 """How `owned_by` in /v1/models begins where no model stands behind a server: emulated and null experts."""
 

@@ -58,6 +58,8 @@ class GatewaySpec:
     artefact: str | None
     """Directory of the classifier (policy `cluster` only)."""
     seed: int
+    is_emulated: bool = False
+    """Whether the replicas are emulated experts, which the list of models must not hide."""
     key_file: str | None = None
 
 
