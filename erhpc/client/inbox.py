@@ -75,7 +75,14 @@ class Inbox:
 
     def _look(self) -> None:
         """Read what has come; under load, come back after a pause rather than at once."""
-        num_ready = self._read_ready()
+        num_ready = MAX_READY
+        try:
+            num_ready = self._read_ready()
+        finally:  # an error must not be the end of all reading
+            self._schedule(num_ready)
+
+    def _schedule(self, num_ready: int) -> None:
+        """See to the next look, after one that found `num_ready` sockets."""
         rest_ms = self._pace.rest_ms(time.monotonic_ns(), is_full=num_ready >= MAX_READY, is_empty=not num_ready)
         if rest_ms:
             if self._rest is None:
