@@ -75,7 +75,7 @@ class ChunkedFraming:
         return len(data)
 
     def complete(self) -> bytes | None:
-        """What ends the chunk that has begun, filled up with line feeds, so that another can follow; None if nothing does.
+        """What ends the chunk that has begun, filled up with line feeds, so that one more can follow; None if nothing.
 
         For a body whose bytes have been passed on as they came, and that has broken off.
         """

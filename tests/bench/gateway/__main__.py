@@ -19,10 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 import msgspec
 
@@ -95,7 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
             for phase in PHASES:
                 if options.phases and phase.name not in options.phases:
                     continue
-                row = measure(program, chosen.get(name), phase, gateway_core, other_core)
+                given = phase if options.seconds is None else replace(phase, seconds=options.seconds)
+                row = measure(program, chosen.get(name), given, gateway_core, other_core)
                 rows.append(row)
                 print(
                     f"{row.gateway:22} {phase.name:14} repeat {repeat}: {msgspec.json.encode(row).decode()}", flush=True
@@ -113,6 +114,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gateways", type=words, default=["plain", "fast", "classify", "nginx", "sglang", "vllm"])
     parser.add_argument("--phases", type=words, help="of: " + ", ".join(phase.name for phase in PHASES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, help="length of every phase that has one")
     parser.add_argument("--output", type=Path)
     return parser.parse_args(arguments)
 
@@ -200,11 +202,11 @@ def wait_until_ready(url: str, contestant: Contestant, process: subprocess.Popen
     """Ask until an answer comes."""
     body = {"model": contestant.model, "messages": [{"role": "user", "content": "loop"}], "max_tokens": 1}
     opener, deadline_s = build_opener(ProxyHandler({})), time.monotonic() + READY_S
+    question = Request(f"{url}/v1/chat/completions", msgspec.json.encode(body | {"stream": True}))
+    question.add_header("content-type", "application/json")
     while time.monotonic() < deadline_s and process.poll() is None:
         with contextlib.suppress(OSError):
-            opener.open(
-                f"{url}/v1/chat/completions", data=msgspec.json.encode(body | {"stream": True}), timeout=5
-            ).read()
+            opener.open(question, timeout=5).read()
             return
         time.sleep(0.2)
     raise RuntimeError(f"{contestant.name} does not answer: {log.read_text(errors='replace')[-800:]}")

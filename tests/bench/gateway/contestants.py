@@ -66,7 +66,8 @@ class Erhpc:
     def command(self, upstream: str, port: int, folder: Path) -> list[str]:
         """As many experts as the artefact has clusters, all at the one upstream."""
         names = [f"expert_{number}" for number in range(8 if self.artefact else 1)]
-        endpoints = [Endpoint(f"{name}-0", name, "mock", f"http://{upstream}") for name in names]
+        url = f"http://{upstream}"
+        endpoints = [Endpoint(replica=f"{name}-0", expert=name, model="mock", url=url) for name in names]
         spec = GatewaySpec(
             host="127.0.0.1",
             port=port,
