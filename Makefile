@@ -1,11 +1,12 @@
 # make demo: environment and quickstart | make test: everything | make check: format, lint, types, unit tests
 # make bench-load: how right the load generator is beside its peers (BENCH_ARGS="--clients erhpc --users 1,1000")
+# make bench-gateway: what the gateway costs beside nginx and other routers (BENCH_ARGS="--gateways fast,nginx")
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 
-.PHONY: demo test check fix lock vllm-env bench-load clean
+.PHONY: demo test check fix lock vllm-env bench-load bench-gateway clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m erhpc.launch +experiment=quickstart
@@ -25,6 +26,9 @@ fix: $(VENV)/.dev
 
 bench-load: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.load $(BENCH_ARGS)
+
+bench-gateway: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.gateway $(BENCH_ARGS)
 
 vllm-env:
 	bash .ci/vllm_env.sh

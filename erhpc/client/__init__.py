@@ -1,6 +1,6 @@
 """The streaming client: one request goes out, its answer comes in and is stamped. It knows neither users nor levels.
 
-target, head, body         URL, head and body of HTTP/1.1, as far as a client needs them (pure)
+target                     the URL, and the head of a request (pure)
 events, answer, template   bytes of an answer -> arrivals of tokens (pure)
 exchange                   one request as it happens, and the protocol of a streaming client
 reception                  the pieces of one response, read when the answer may have ended

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from erhpc.client.answer import AnswerReader
-from erhpc.client.body import Body, BodyError, ChunkedBody, make_body
 from erhpc.client.exchange import Exchange
-from erhpc.client.head import HeadError, ResponseHead, find_head_end, parse_head
 from erhpc.client.redirects import REDIRECTS
 from erhpc.client.template import FrameTemplate
+from erhpc.http1.body import Body, BodyError, ChunkedBody, make_body
+from erhpc.http1.head import HeadError, ResponseHead, find_head_end, parse_head
 from erhpc.results.record import ErrorKind
 
 FRAME_END = b"}\n\n\r\n"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from itertools import repeat
 
-from erhpc.client.body import HEX_DIGITS
+from erhpc.http1.body import HEX_DIGITS
 
 _TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content)": ?"')
 # RFC 8259, section 7. Escapes of surrogates are left to the decoder: they are right in pairs only.

@@ -8,6 +8,7 @@ from erhpc.config.words import DEMO_CORPUS
 from erhpc.errors import require_choice, require_range
 
 POLICIES = ("cluster", "round_robin", "random", "least_loaded", "none")
+RELAYS = ("fast", "plain")
 ROUTED_TEXTS = ("last_user", "all")
 
 
@@ -43,6 +44,8 @@ class RouterConfig:
 class GatewayConfig:
     """Limits of the gateway process."""
 
+    relay: str = "fast"
+    """fast: requests for answers pass through erhpc's own connections; plain: all on aiohttp, the reference."""
     max_body_bytes: int = 8 * 1024 * 1024
     """Longest request body; longer ones are answered 413."""
     connect_timeout_s: float = 5.0
@@ -51,6 +54,7 @@ class GatewayConfig:
     """Longest silence of a replica within one answer; then the answer is broken off with an error."""
 
     def __post_init__(self) -> None:
+        require_choice("gateway.relay", self.relay, RELAYS)
         require_range("gateway.max_body_bytes", self.max_body_bytes, 1024)
         require_range("gateway.connect_timeout_s", self.connect_timeout_s, 0.01)
         require_range("gateway.idle_timeout_s", self.idle_timeout_s, 0.1)

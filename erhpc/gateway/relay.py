@@ -7,7 +7,6 @@ implements `Relay` beside this one.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -15,6 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from erhpc.config import GatewayConfig
+from erhpc.gateway.desk import Forward
 from erhpc.gateway.errors import Outcome, ReplicaError
 from erhpc.plan.protocol import KEEP_ALIVE_S
 
@@ -23,19 +23,6 @@ PASSED_HEADERS = ("Content-Type", "Content-Encoding", "Cache-Control", "Retry-Af
 """Headers of a replica's answer that reach the client."""
 LOCAL_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """Failures to connect that say nothing about the replica."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """What is passed on, to whom."""
-
-    replica: str
-    """Name of the replica, for messages."""
-    url: str
-    body: bytes
-    request_id: str
-    reply_headers: Mapping[str, str]
-    """Headers the gateway adds to the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +122,15 @@ class PlainRelay:
     def _break_off(self, forward: Forward, error: Exception) -> ReplicaError:
         if isinstance(error, TimeoutError):
             patience = f"{self._idle_timeout_s:g} s (gateway.idle_timeout_s)"
-            return ReplicaError(504, f"Replica {forward.replica} was silent for {patience}.", Outcome.SILENT)
-        return ReplicaError(502, f"Replica {forward.replica} broke off its answer. Ask again.", Outcome.BROKEN)
+            return ReplicaError(504, f"Replica {forward.replica.name} was silent for {patience}.", Outcome.SILENT)
+        return ReplicaError(502, f"Replica {forward.replica.name} broke off its answer. Ask again.", Outcome.BROKEN)
 
 
 def raise_unreachable(forward: Forward, error: aiohttp.ClientError) -> NoReturn:
     """Raise what is answered when there is no connection to a replica."""
     number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
     reason = f"{type(error).__name__}, errno {number}" if number else type(error).__name__
-    message = f"Replica {forward.replica} cannot be reached ({reason}). Ask again."
+    message = f"Replica {forward.replica.name} cannot be reached ({reason}). Ask again."
     raise ReplicaError(502, message, Outcome.UNREACHABLE, is_down=number not in LOCAL_SHORTAGES) from error
 
 

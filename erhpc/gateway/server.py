@@ -5,13 +5,16 @@ The only place that knows all parts of the gateway; it knows no route and no fil
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
 from erhpc.errors import ProcessError
 from erhpc.gateway.app import Gateway
+from erhpc.gateway.desk import Desk
+from erhpc.gateway.front import KEEP_ALIVE_S, Front
 from erhpc.gateway.prober import Prober
 from erhpc.gateway.relay import PlainRelay
 from erhpc.gateway.replicas import Replica
@@ -24,8 +27,6 @@ STOP_TIMEOUT_S = 2.0
 """How long answers may take to end once the gateway is told to stop; then they are cut."""
 BACKLOG = 4096
 """Connections that may wait to be accepted: all users arrive at once."""
-KEEP_ALIVE_S = 75.0
-"""Idle time after which a client's connection is closed; longer than clients keep one."""
 
 
 @asynccontextmanager
@@ -46,9 +47,9 @@ async def serve(
         closing.push_async_callback(relay.close)
         lag.start()
         closing.push_async_callback(lag.stop)
-        gateway = Gateway(spec, replicas, router, relay=relay, prober=prober, lag=lag, key=key)
+        desk = Desk(spec, replicas, router, prober, key=key)
         runner = web.AppRunner(
-            gateway.build_app(),
+            Gateway(desk, relay=relay, lag=lag).build_app(),
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
@@ -56,15 +57,26 @@ async def serve(
         )
         await runner.setup()
         closing.push_async_callback(runner.cleanup)
-        yield await _listen(runner, spec.host, int(spec.port))
+        assert runner.server is not None  # setup made it
+        make_protocol: Callable[[], asyncio.BaseProtocol] = runner.server
+        front = None
+        if spec.limits.relay == "fast":
+            front = await closing.enter_async_context(Front(desk, runner.server, key=key))
+            make_protocol = front.make_caller
+        server = await _listen(make_protocol, spec.host, int(spec.port))
+        try:
+            yield f"http://{spec.host}:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()
+            if front is not None:
+                await front.drain(STOP_TIMEOUT_S)
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
+async def _listen(make_protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Server:
     try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        return await asyncio.get_running_loop().create_server(make_protocol, host, port, backlog=BACKLOG)
     except OSError as error:
         raise ProcessError(
             f"The gateway cannot listen on {host}:{port}: {error.strerror}. "
             "End the process that holds the port, or change cluster.ports."
         ) from error
-    return f"http://{host}:{runner.addresses[0][1]}"

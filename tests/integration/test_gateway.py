@@ -19,6 +19,7 @@ import pytest
 from aiohttp import web
 
 from erhpc.config import GatewayConfig, RouterConfig
+from erhpc.config.routing import RELAYS
 from erhpc.errors import ConfigError, ProcessError
 from erhpc.gateway.server import serve
 from erhpc.plan.specs import Endpoint, GatewaySpec
@@ -37,6 +38,8 @@ from tests.fakes.scripted_replica import (
 )
 
 CHAT = "/v1/chat/completions"
+DEFAULTS: dict[str, str] = {}
+"""Limits of every gateway here; the fixture `relay` sets them."""
 SUM = [{"role": "user", "content": "a sum"}]
 
 
@@ -85,13 +88,20 @@ class House:
             return response.status
 
 
+@pytest.fixture(params=RELAYS, autouse=True)
+def relay(request, monkeypatch):
+    """Everything here holds whichever way requests pass."""
+    monkeypatch.setitem(DEFAULTS, "relay", request.param)
+    return request.param
+
+
 def make_spec(endpoints, *, policy="cluster", limits=None, is_emulated=False, **router):
     return GatewaySpec(
         host="127.0.0.1",
         port="0",
         endpoints=endpoints,
         router=RouterConfig(policy=policy, **router),
-        limits=limits or GatewayConfig(),
+        limits=replace(limits or GatewayConfig(), **DEFAULTS),
         artefact=None,
         seed=0,
         is_emulated=is_emulated,
@@ -272,10 +282,11 @@ async def test_each_token_is_relayed_before_the_next_one_is_made():
             await response.write(frame)
         return response
 
+    may_go_on.put_nowait(None)
     async with housing(one_by_one) as house, house.ask(stream=True) as response:
         for frame in FRAMES:
-            may_go_on.put_nowait(None)
             assert await asyncio.wait_for(response.content.readany(), 5) == frame
+            may_go_on.put_nowait(None)
 
 
 @pytest.mark.parametrize("parts", [FRAMES[:2], (FRAMES[0], FRAMES[1][:20])])

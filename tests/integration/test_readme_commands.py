@@ -31,6 +31,10 @@ ELSEWHERE = {
         "tests/integration/test_bench_mock.py",
         '"tests.bench.load", "--clients", "erhpc"',
     ),
+    'make bench-gateway BENCH_ARGS="--gateways fast,plain,nginx"': (
+        "tests/integration/test_bench_gateway.py",
+        '"tests.bench.gateway", "--gateways", "fast,plain"',
+    ),
     "sbatch sbatch/sweep.sh cluster=slurm": ("tests/slurm/test_runs.py", '"sbatch/sweep.sh", *overrides'),
     "python -m erhpc.launch +experiment=vllm_cpu_tiny": (
         "tests/integration/test_vllm_run.py",

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erhpc.client.body import MAX_INFLATED_BYTES, MAX_LINE_BYTES, Body, BodyError, ChunkedBody, make_body
-from erhpc.client.head import parse_head
+from erhpc.http1.body import MAX_INFLATED_BYTES, MAX_LINE_BYTES, Body, BodyError, ChunkedBody, make_body
+from erhpc.http1.head import parse_head
 from tests.streams import LAST_CHUNK, chunk, cut
 
 

@@ -20,10 +20,11 @@ ROOMS = {
     "twin": {"plan"},
     "results": set(),
     "experts": {"plan", "results", "twin"},
-    "gateway": {"plan", "results", "routing"},
+    "gateway": {"http1", "plan", "results", "routing"},
     "config": set(),
+    "http1": set(),
     "workload": {"corpus", "plan", "results"},
-    "client": {"plan", "results", "workload"},
+    "client": {"http1", "plan", "results", "workload"},
     "load": {"client", "plan", "results", "workload"},
     "cluster": {"corpus", "experts", "load", "plan", "results", "routing", "workload"},
     "report": {"console", "results"},
@@ -40,7 +41,7 @@ HOMES = {
     "uvloop": {"jobs/process.py"},
     "vllm": set(),
 }
-PURE_ROOMS = ("plan", "routing", "twin")
+PURE_ROOMS = ("http1", "plan", "routing", "twin")
 IMPURE_MODULES = {"asyncio", "socket", "subprocess", "aiohttp"}
 IMPURE_CALL = re.compile(r"\b(time\.\w+|datetime\.now|random\.(?!Random|default_rng)\w+)\(")
 # The verb of a room assembles; it is the room's door, not part of it.

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from erhpc.client.head import MAX_HEAD_BYTES, HeadError, ResponseHead, find_head_end, parse_head
+from erhpc.http1.head import MAX_HEAD_BYTES, HeadError, ResponseHead, find_head_end, parse_head
 
 
 def head_of(*lines: str, status: str = "HTTP/1.1 200 OK") -> ResponseHead:

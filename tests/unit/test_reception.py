@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erhpc.client.answer import AnswerReader
-from erhpc.client.body import BodyError, make_body
 from erhpc.client.exchange import Exchange
-from erhpc.client.head import HeadError, find_head_end, parse_head
 from erhpc.client.reception import Reception
+from erhpc.http1.body import BodyError, make_body
+from erhpc.http1.head import HeadError, find_head_end, parse_head
 from tests.streams import (
     CHUNKED_HEAD,
     DONE,

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
-from erhpc.client.head import ResponseHead
+from erhpc.http1.head import ResponseHead
 
 MAX_LINE_BYTES = 16 * 1024
 """Longest chunk header or trailer line."""

@@ -1,0 +1,224 @@
+"""The clients' connections: takes plain requests for answers itself, and leaves everything else to aiohttp.
+
+A connection begins here. Whatever comes on it that is not a plain POST of known length to one of the routes that
+experts answer (another route, a chunked body, bytes that are no HTTP) goes, with the connection and all that follows,
+to aiohttp, which serves all routes: here nothing unusual has to be right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from erhpc.gateway.answers import build_error
+from erhpc.gateway.desk import REQUEST_ID, Desk
+from erhpc.gateway.errors import ApiError
+from erhpc.gateway.passage import Passage
+from erhpc.gateway.requests import Api, choose_request_id
+from erhpc.gateway.upstream import UpstreamPool
+from erhpc.http1.requests import MAX_HEAD_BYTES, RequestHead, find_request_head, parse_request_head
+from erhpc.plan.protocol import API_PATHS
+
+WATCH_S = 0.25
+"""How often limits of time are looked at, so that no request has to set a timer."""
+KEEP_ALIVE_S = 75.0
+"""Idle time after which a client's connection is closed; longer than clients keep one."""
+REQUEST_TIMEOUT_S = 60.0
+"""Within this a request that has begun must be complete."""
+MAX_AHEAD_BYTES = 64 * 1024
+"""Kept of what a client sends while it is being answered."""
+_APIS: dict[bytes, Api] = {path.encode(): api for api, path in API_PATHS.items()}  # type: ignore[misc]
+
+
+class Front:
+    """All connections of a gateway process. `make_fallback` makes the protocol that serves every request."""
+
+    def __init__(self, desk: Desk, make_fallback: Callable[[], asyncio.Protocol], *, key: str | None) -> None:
+        limits = desk.spec.limits
+        self.desk = desk
+        self.make_fallback = make_fallback
+        self.key = key
+        self.max_body_bytes = limits.max_body_bytes
+        self.pools = {
+            replica.name: UpstreamPool(replica.endpoint.url, connect_timeout_s=limits.connect_timeout_s)
+            for replica in desk.replicas
+        }
+        self.callers: set[Caller] = set()
+        self._quiet: asyncio.Event | None = None
+        """Set when no request is being answered; only while someone waits for it."""
+
+    async def __aenter__(self) -> Front:
+        self._watch = asyncio.create_task(self._watch_times(), name="time limits")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watch
+        for caller in list(self.callers):
+            caller.close()
+        for pool in self.pools.values():
+            pool.close()
+
+    def make_caller(self) -> Caller:
+        """The protocol of a new connection."""
+        return Caller(self)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until no request is being answered, at most `timeout_s`."""
+        self._quiet = asyncio.Event()
+        self.note_end()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), timeout_s)
+
+    def note_end(self) -> None:
+        """A request has ended: whoever waits for the last one is told."""
+        if self._quiet is not None and not any(caller.is_busy for caller in self.callers):
+            self._quiet.set()
+
+    async def _watch_times(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now_s = time.monotonic()
+            for caller in list(self.callers):
+                caller.check_times(now_s)
+
+
+class Caller(asyncio.Protocol):
+    """One client's connection: one request after the other."""
+
+    __slots__ = ("_buffer", "_front", "_head", "_is_paused", "_passage", "_since_s", "_transport")
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._buffer = bytearray()
+        """What came and has not been taken."""
+        self._head: RequestHead | None = None
+        """Of the request whose body is coming in."""
+        self._passage: Passage | None = None
+        self._since_s: float | None = None
+        """Since when nothing has changed, as far as `check_times` knows."""
+        self._is_paused = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._passage is not None
+
+    def connection_made(self, transport: Any) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport: asyncio.Transport = transport
+        self._front.callers.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._front.callers.discard(self)
+        passage, self._passage = self._passage, None
+        if passage is not None:
+            passage.cancel()
+            self._front.note_end()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        self._buffer += data
+        if self._passage is None:
+            self._read()
+        elif len(self._buffer) > MAX_AHEAD_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        if self._passage is not None:
+            self._passage.pause()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        if self._passage is not None:
+            self._passage.resume()
+
+    def write(self, data: bytes) -> None:
+        """See `passage.Caller`."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def end(self, *, keeps_alive: bool) -> None:
+        """See `passage.Caller`."""
+        self._passage, self._since_s = None, None
+        self._front.note_end()
+        if not keeps_alive:
+            self._transport.close()
+        elif self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        if self._buffer:
+            # Not from here: requests that are ready one behind the other would nest.
+            asyncio.get_running_loop().call_soon(self._read)
+
+    def close(self) -> None:
+        """End the connection and the request on it."""
+        self._transport.abort()
+
+    def check_times(self, now_s: float) -> None:
+        """Close a connection that is idle, or slow to send a request, for too long."""
+        if self._passage is not None:
+            self._passage.check_silence(now_s)
+        elif self._since_s is None:
+            self._since_s = now_s
+        elif now_s - self._since_s > (REQUEST_TIMEOUT_S if self._buffer or self._head else KEEP_ALIVE_S):
+            self._transport.close()
+
+    def _read(self) -> None:
+        """Take the requests that have come, as far as they can be answered."""
+        while self._buffer and self._passage is None and not self._transport.is_closing():
+            if self._head is None and not self._read_head():
+                return
+            head = self._head
+            if head is None or len(self._buffer) < head.length_bytes:
+                return
+            body = bytes(self._buffer[: head.length_bytes])
+            del self._buffer[: head.length_bytes]
+            self._head, self._since_s = None, None
+            self._answer(head, body)
+
+    def _read_head(self) -> bool:
+        """Take the head of a request; False if it is not complete, or aiohttp has the connection now."""
+        end = find_request_head(self._buffer)
+        if not end:
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                self._hand_over()
+            return False
+        head = parse_request_head(bytes(self._buffer[:end])) if end <= MAX_HEAD_BYTES else None
+        if head is None or not self._is_mine(head):
+            self._hand_over()
+            return False
+        del self._buffer[:end]
+        self._head, self._since_s = head, None
+        return True
+
+    def _is_mine(self, head: RequestHead) -> bool:
+        return head.method == b"POST" and head.target in _APIS and 0 < head.length_bytes <= self._front.max_body_bytes
+
+    def _hand_over(self) -> None:
+        protocol = self._front.make_fallback()
+        self._front.callers.discard(self)
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(bytes(self._buffer))
+        self._buffer.clear()
+
+    def _answer(self, head: RequestHead, body: bytes) -> None:
+        front, request_id = self._front, choose_request_id(head.get(b"x-request-id"))
+        target = head.target.decode()
+        try:
+            front.desk.check_key(target, head.fields.get(b"authorization", b""))
+            forward = front.desk.decide(_APIS[head.target], body, request_id)
+        except ApiError as error:
+            front.desk.note_refusal(error)
+            self.write(build_error(error, {REQUEST_ID: request_id}))
+            return
+        self._passage = Passage(self, front.desk, forward, front.pools[forward.replica.name], front.key)
+        self._passage.start()

@@ -1,0 +1,232 @@
+"""One request on its way: to a replica, and the answer back, byte for byte as it came.
+
+Nothing is done per token but a look for the end of the body and a write. Who the client is (`Caller`) and which
+replica answers is decided elsewhere; here is what happens between the two, and the one end that each request has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from erhpc.gateway.answers import build_error, build_head
+from erhpc.gateway.desk import Desk, Flight, Forward
+from erhpc.gateway.errors import Outcome, ReplicaError
+from erhpc.gateway.relay import EVENT_STREAM, LOCAL_SHORTAGES, PASSED_HEADERS, judge_status
+from erhpc.gateway.upstream import Upstream, UpstreamPool
+from erhpc.http1.framing import ChunkedFraming
+from erhpc.http1.head import ResponseHead
+from erhpc.plan.protocol import API_PATHS
+
+MAX_WHOLE_BYTES = 1024 * 1024
+"""Up to this long, an answer that is no stream is passed on when it is complete: so a failure is answered 502."""
+_PASSED = tuple((name.lower(), name.encode()) for name in PASSED_HEADERS)
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Caller(Protocol):
+    """The client's end of a passage."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the response; nothing happens if the client has left."""
+
+    def end(self, *, keeps_alive: bool) -> None:
+        """The response is complete."""
+
+
+class Passage:
+    """Relays one request; `cancel` when the client leaves, `check_silence` now and then."""
+
+    __slots__ = (
+        "_caller",
+        "_connecting",
+        "_desk",
+        "_flight",
+        "_forward",
+        "_has_written",
+        "_head",
+        "_is_open_ended",
+        "_is_over",
+        "_is_paused",
+        "_is_reused",
+        "_kept",
+        "_kept_bytes",
+        "_key",
+        "_limits",
+        "_num_pieces",
+        "_pool",
+        "_silent_since_s",
+        "_streams",
+        "_upstream",
+    )
+
+    def __init__(self, caller: Caller, desk: Desk, forward: Forward, pool: UpstreamPool, key: str | None) -> None:
+        self._caller = caller
+        self._desk = desk
+        self._forward = forward
+        self._pool = pool
+        self._key = key
+        self._limits = desk.spec.limits
+        self._flight: Flight = desk.begin(forward)
+        self._upstream: Upstream | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._head = b""
+        """Of the response to the client, until it has been written."""
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._streams = False
+        self._is_open_ended = False
+        self._has_written = self._is_over = self._is_paused = self._is_reused = False
+        self._num_pieces = 0
+        self._silent_since_s: float | None = None
+
+    def start(self) -> None:
+        """Send the request to the replica."""
+        upstream = self._pool.take()
+        if upstream is not None:
+            self._is_reused = True
+            self._ask(upstream)
+        else:
+            self._open()
+
+    def _open(self) -> None:
+        self._is_reused = False
+        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    def cancel(self) -> None:
+        """The client has left: stop the replica's work at once."""
+        self._close()
+
+    def pause(self) -> None:
+        """The client reads slowly: read nothing more from the replica for now."""
+        self._is_paused = True
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        self._is_paused = False
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def check_silence(self, now_s: float) -> None:
+        """Give the replica up if nothing has come for idle_timeout_s; called every second or so."""
+        upstream = self._upstream
+        num_pieces = upstream.num_pieces if upstream is not None else 0
+        if num_pieces != self._num_pieces or self._silent_since_s is None or self._is_paused:
+            self._num_pieces, self._silent_since_s = num_pieces, now_s
+        elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
+            patience = f"{self._limits.idle_timeout_s:g} s (gateway.idle_timeout_s)"
+            text = f"Replica {self._forward.replica.name} was silent for {patience}."
+            self._fail(ReplicaError(504, text, Outcome.SILENT))
+
+    def begin(self, head: ResponseHead) -> None:
+        """See `Listener.begin`."""
+        status = head.status
+        self._flight.outcome = judge_status(status)
+        self._streams = head.content_type == EVENT_STREAM
+        self._is_open_ended = head.framing == "close"
+        fields = head.fields
+        lines = [b"%b: %b\r\n" % (name, fields[key].encode("latin-1")) for key, name in _PASSED if key in fields]
+        if head.framing == "chunked":
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif head.framing == "length":
+            lines.append(b"content-length: %d\r\n" % head.length_bytes)
+        else:
+            lines.append(b"connection: close\r\n")
+        self._head = build_head(status, self._forward.reply_headers) + b"".join(lines) + b"\r\n"
+
+    def take(self, data: bytes, *, is_over: bool) -> None:
+        """See `Listener.take`."""
+        if self._has_written:
+            self._caller.write(data)
+        elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
+            self._has_written = True
+            self._caller.write(b"".join((self._head, *self._kept, data)))
+        else:
+            self._kept.append(data)
+            self._kept_bytes += len(data)
+        if is_over:
+            self._upstream = None
+            self._finish(keeps_alive=not self._is_open_ended)
+
+    def break_off(self, reason: str) -> None:
+        """See `Listener.break_off`."""
+        upstream = self._upstream
+        if self._is_reused and upstream is not None and not upstream.has_begun:
+            # The replica had closed the kept connection before it saw the request, or died of it: once more, no more.
+            self._upstream = None
+            self._open()
+            return
+        text = f"Replica {self._forward.replica.name} broke off its answer. Ask again."
+        self._fail(ReplicaError(502, text, Outcome.BROKEN))
+
+    async def _connect(self) -> None:
+        try:
+            upstream = await self._pool.connect()
+        except OSError as error:
+            self._connecting = None
+            self._fail(self._describe_unreachable(error))
+            return
+        self._connecting = None
+        self._ask(upstream)
+
+    def _ask(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        if self._is_paused:
+            upstream.pause()
+        upstream.ask(self, self._build_request())
+
+    def _build_request(self) -> bytes:
+        forward = self._forward
+        authorization = f"authorization: Bearer {self._key}\r\n" if self._key else ""
+        head = (
+            f"POST {API_PATHS[forward.api]} HTTP/1.1\r\nhost: {self._pool.host_header}\r\n"
+            f"content-type: application/json\r\n{authorization}x-request-id: {forward.request_id}\r\n"
+            f"content-length: {len(forward.body)}\r\n\r\n"
+        )
+        return head.encode("latin-1") + forward.body
+
+    def _describe_unreachable(self, error: OSError) -> ReplicaError:
+        number = error.errno
+        reason = f"{type(error).__name__}, errno {number}" if number else type(error).__name__
+        text = f"Replica {self._forward.replica.name} cannot be reached ({reason}). Ask again."
+        return ReplicaError(502, text, Outcome.UNREACHABLE, is_down=number not in LOCAL_SHORTAGES)
+
+    def _fail(self, error: ReplicaError) -> None:
+        """Tell the client that there is no answer, or no more of it."""
+        self._flight.outcome = error.outcome
+        self._desk.note_failure(self._forward, error)
+        upstream = self._upstream
+        framing = upstream.framing if upstream is not None else None
+        if upstream is not None:
+            upstream.abort()
+        self._upstream = None
+        if not self._has_written:
+            self._caller.write(build_error(error, self._forward.reply_headers))
+            self._finish(keeps_alive=True)
+            return
+        ending = framing.complete() if isinstance(framing, ChunkedFraming) else None
+        if ending is not None and self._streams:
+            # An event that was cut in the middle is closed first, or the error would become part of it.
+            event = b"\n\n" + error.event
+            self._caller.write(ending + b"%x\r\n%b\r\n" % (len(event), event) + _LAST_CHUNK)
+        elif self._is_open_ended and self._streams:
+            self._caller.write(b"\n\n" + error.event)
+        self._finish(keeps_alive=ending is not None and self._streams)
+
+    def _finish(self, *, keeps_alive: bool) -> None:
+        self._close()
+        self._caller.end(keeps_alive=keeps_alive)
+
+    def _close(self) -> None:
+        """The one place where a passage ends, however it ends."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._upstream is not None:
+            self._upstream.abort()
+            self._flight.outcome = Outcome.CANCELLED
+        self._flight.end()

@@ -1,0 +1,210 @@
+"""Connections to the replicas: one response at a time on each, its bytes passed on as they come, kept for the next.
+
+It knows no client and no policy: who asks is a `Listener`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from erhpc.http1.body import BodyError
+from erhpc.http1.framing import ChunkedFraming, LengthFraming, OpenFraming, make_framing
+from erhpc.http1.head import HeadError, ResponseHead, find_head_end, parse_head
+from erhpc.plan.protocol import KEEP_ALIVE_S
+
+MAX_INTERIM = 16
+"""Interim heads (1xx) before the real one."""
+
+Clock = Callable[[], float]
+
+
+class Listener(Protocol):
+    """Whoever waits for a response."""
+
+    def begin(self, head: ResponseHead) -> None:
+        """The head of the response has come."""
+
+    def take(self, data: bytes, *, is_over: bool) -> None:
+        """Bytes of the body have come, as they are framed; `is_over`: they were the last."""
+
+    def break_off(self, reason: str) -> None:
+        """The connection is lost, or what came is no HTTP; nothing more will come."""
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to a replica."""
+
+    __slots__ = (
+        "_head_bytes",
+        "_num_interim",
+        "_pool",
+        "_transport",
+        "framing",
+        "has_begun",
+        "head",
+        "idle_since_s",
+        "is_open",
+        "listener",
+        "num_pieces",
+    )
+
+    def __init__(self, pool: UpstreamPool) -> None:
+        self._pool = pool
+        self.is_open = True
+        self.listener: Listener | None = None
+        self.idle_since_s = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport: asyncio.Transport = transport
+
+    def ask(self, listener: Listener, request: bytes) -> None:
+        """Send a request; `listener` is told what comes."""
+        self.listener = listener
+        self.head: ResponseHead | None = None
+        self.framing: ChunkedFraming | LengthFraming | OpenFraming | None = None
+        self.has_begun = False
+        """Whether any byte of the response has come."""
+        self.num_pieces = 0
+        self._head_bytes = b""
+        self._num_interim = 0
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        listener = self.listener
+        if listener is None:
+            self.abort()  # nobody asked
+            return
+        self.has_begun = True
+        self.num_pieces += 1
+        try:
+            framing = self.framing
+            if framing is None:
+                data = self._read_head(data)
+                framing = self.framing
+                if framing is None:
+                    return
+            num_bytes = framing.feed(data)
+        except (HeadError, BodyError) as error:
+            self._break(f"sent what is no HTTP: {error}")
+            return
+        if framing.is_over:
+            self._end(listener, data, num_bytes)
+        elif data:
+            listener.take(data, is_over=False)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self.is_open = False
+        self._pool.drop(self)
+        listener = self.listener
+        if listener is not None and isinstance(self.framing, OpenFraming) and error is None:
+            self.listener = None
+            listener.take(b"", is_over=True)
+        else:
+            self._break("closed the connection")
+
+    def pause(self) -> None:
+        """Read nothing for a while."""
+        if self.is_open:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self.is_open:
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Give the connection up, and whatever the replica does for it."""
+        self.listener = None
+        if self.is_open:
+            self.is_open = False
+            self._transport.abort()
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Take the head, interim ones too; returns what of the body followed it."""
+        num_searched = len(self._head_bytes)
+        self._head_bytes += data
+        while end := find_head_end(self._head_bytes, num_searched):
+            head, self._head_bytes, num_searched = parse_head(self._head_bytes[:end]), self._head_bytes[end:], 0
+            if not head.is_interim:
+                rest, self._head_bytes = self._head_bytes, b""
+                self.head, self.framing = head, make_framing(head)
+                assert self.listener is not None  # who else would have asked
+                self.listener.begin(head)
+                return rest
+            self._num_interim += 1
+            if head.status == 101 or self._num_interim > MAX_INTERIM:
+                raise HeadError("it answered with interim heads only")
+        return b""
+
+    def _end(self, listener: Listener, data: bytes, num_bytes: int) -> None:
+        self.listener = None
+        is_clean = num_bytes == len(data) and self.head is not None and self.head.keeps_alive
+        if is_clean and self._transport.get_write_buffer_size() == 0:
+            self._pool.keep(self)
+        else:
+            self.abort()
+        listener.take(data[:num_bytes], is_over=True)
+
+    def _break(self, reason: str) -> None:
+        listener, self.listener = self.listener, None
+        self.abort()
+        if listener is not None:
+            listener.break_off(reason)
+
+
+class UpstreamPool:
+    """The connections to one replica: those in use, and those kept for the next request."""
+
+    def __init__(self, url: str, *, connect_timeout_s: float, clock: Clock = time.monotonic) -> None:
+        place = urlsplit(url)
+        self.host_header = place.netloc
+        self._host = place.hostname or ""
+        self._port = place.port or 80
+        self._connect_timeout_s = connect_timeout_s
+        self._clock = clock
+        self._idle: list[Upstream] = []
+        self._all: set[Upstream] = set()
+
+    def take(self) -> Upstream | None:
+        """A kept connection, the one used last; None if there is none that the replica will still have open."""
+        while self._idle:
+            upstream = self._idle.pop()
+            if upstream.is_open and self._clock() - upstream.idle_since_s < KEEP_ALIVE_S:
+                return upstream
+            upstream.abort()
+        return None
+
+    async def connect(self) -> Upstream:
+        """A new connection. Raises OSError (TimeoutError among them) if there is none within connect_timeout_s."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._connect_timeout_s):
+            transport, upstream = await loop.create_connection(lambda: Upstream(self), self._host, self._port)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._all.add(upstream)
+        return upstream
+
+    def keep(self, upstream: Upstream) -> None:
+        """Keep a connection whose response is over."""
+        upstream.idle_since_s = self._clock()
+        self._idle.append(upstream)
+
+    def drop(self, upstream: Upstream) -> None:
+        """Forget a connection that is lost."""
+        self._all.discard(upstream)
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+
+    def close(self) -> None:
+        """Give up all connections."""
+        for upstream in list(self._all):
+            upstream.abort()

@@ -1,0 +1,390 @@
+"""The gateway's own connections, byte by byte: what passes through them, and what is left to aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from erhpc.config import GatewayConfig, RouterConfig
+from erhpc.gateway.server import serve
+from erhpc.plan.specs import Endpoint, GatewaySpec
+
+pytestmark = pytest.mark.timeout(60)
+
+CHAT = "/v1/chat/completions"
+BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "é"}], "stream": True}).encode()
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+LAST = b"0\r\n\r\n"
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+EVENT = chunk(b'data: {"choices":[]}\n\n')
+WHOLE = HEAD + EVENT + chunk(b"data: [DONE]\n\n") + LAST
+
+
+def request(body: bytes = BODY, path: str = CHAT, method: str = "POST") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Head and body of a request as they came."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+    return head, await reader.readexactly(length)
+
+
+async def read_response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Head and body of a response; a chunked body stays as it is framed."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    fields = head.lower()
+    if b"transfer-encoding: chunked" in fields:
+        return head, await reader.readuntil(LAST)
+    if b"content-length:" in fields:
+        return head, await reader.readexactly(int(fields.partition(b"content-length:")[2].partition(b"\r\n")[0]))
+    return head, await reader.read()
+
+
+class House:
+    """A gateway before one replica that runs a script on each of its connections."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[tuple[bytes, bytes]] = []
+        self.num_connections = 0
+        self.lost = asyncio.Event()
+        """A connection to the replica was broken off by the gateway."""
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def ask(self, data: bytes) -> tuple[bytes, bytes]:
+        reader, writer = await self.connect()
+        writer.write(data)
+        try:
+            return await read_response(reader)
+        finally:
+            writer.close()
+
+    async def metric(self, name: str) -> float:
+        _, body = await self.ask(request(b"", "/metrics", "GET"))
+        return float(next(line for line in body.decode().splitlines() if line.startswith(name)).rpartition(" ")[2])
+
+    async def requests(self, outcome: str) -> float:
+        return await self.metric(f'erhpc_requests_total{{expert="a",replica="a-0",outcome="{outcome}"}}')
+
+
+@asynccontextmanager
+async def housing(*pieces: bytes, script: Script | None = None, **limits: float) -> AsyncIterator[House]:
+    """A house whose replica answers every request with `pieces`, or does what `script` says."""
+    house: House
+
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        house.num_connections += 1
+        try:
+            if script is not None:
+                await script(reader, writer)
+                return
+            while True:
+                house.asked.append(await read_request(reader))
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            house.lost.set()
+        finally:
+            writer.close()
+
+    async with AsyncExitStack() as stack:
+        replica = await stack.enter_async_context(await asyncio.start_server(serve_connection, "127.0.0.1", 0))
+        replica_port = replica.sockets[0].getsockname()[1]
+        spec = GatewaySpec(
+            host="127.0.0.1",
+            port=0,
+            endpoints=[Endpoint(replica="a-0", expert="a", model="llama", url=f"http://127.0.0.1:{replica_port}")],
+            router=RouterConfig(policy="round_robin"),
+            limits=GatewayConfig(relay="fast", **limits),  # type: ignore[arg-type]
+            artefact=None,
+            seed=0,
+        )
+        house = House(0)
+        house.port = int((await stack.enter_async_context(serve(spec))).rpartition(":")[2])
+        yield house
+
+
+# What passes
+
+
+async def test_an_answer_passes_byte_for_byte():
+    async with housing(WHOLE) as house:
+        head, body = await house.ask(request())
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"content-type: text/event-stream\r\n" in head.lower()
+        assert b"x-erhpc-replica: a-0\r\n" in head
+        assert body == WHOLE.removeprefix(HEAD)
+        [(asked, asked_body)] = house.asked
+        assert asked.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+        assert json.loads(asked_body) == {**json.loads(BODY), "model": "llama"}
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+async def test_an_answer_passes_however_it_is_cut(size: int):
+    pieces = [WHOLE[start : start + size] for start in range(0, len(WHOLE), size)]
+    async with housing(*pieces) as house:
+        assert (await house.ask(request()))[1] == WHOLE.removeprefix(HEAD)
+
+
+CHUNKED_JSON = chunk(b"{}") + LAST
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "body"),
+    [
+        (b"200 OK", b"content-length: 2\r\n", b"{}"),
+        (b"200 OK", b"transfer-encoding: chunked\r\n", CHUNKED_JSON),
+        (b"200 OK", b"connection: close\r\ncontent-length: 2\r\n", b"{}"),
+        (b"100 Continue\r\n\r\nHTTP/1.1 200 OK", b"content-length: 2\r\n", b"{}"),
+        (b"429 Too Many Requests", b"retry-after: 3\r\ncontent-length: 2\r\n", b"{}"),
+        (b"200 OK", b"content-length: 0\r\n", b""),
+    ],
+)
+async def test_an_answer_of_any_framing_passes(status: bytes, fields: bytes, body: bytes):
+    answer = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n" + fields + b"\r\n" + body
+    async with housing(answer) as house:
+        for _ in range(2):
+            head, found = await house.ask(request())
+            assert head.split(b" ")[1] == (b"200" if status.endswith(b"OK") else b"429")
+            assert (b"retry-after: 3\r\n" in head.lower()) == (b"retry-after" in fields)
+            assert found == body
+
+
+async def test_an_answer_without_framing_ends_with_its_connection():
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: 1\n\ndata: [DONE]\n\n")
+
+    async with housing(script=answer) as house:
+        head, body = await house.ask(request())
+        assert b"connection: close\r\n" in head.lower()
+        assert body == b"data: 1\n\ndata: [DONE]\n\n"
+        assert await house.requests("ok") == 1
+
+
+async def test_requests_on_one_connection_are_answered_one_after_the_other():
+    async with housing(WHOLE) as house:
+        reader, writer = await house.connect()
+        writer.write(request() * 50)
+        for _ in range(50):
+            assert (await read_response(reader))[0].startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        assert len(house.asked) == 50
+        assert house.num_connections == 1
+
+
+async def test_a_request_may_arrive_a_byte_at_a_time():
+    async with housing(WHOLE) as house:
+        reader, writer = await house.connect()
+        for byte in request():
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert (await read_response(reader))[0].startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+# What is left to aiohttp
+
+
+async def test_other_routes_and_answers_may_share_a_connection():
+    async with housing(WHOLE) as house:
+        reader, writer = await house.connect()
+        for sent, found in (
+            (request(), b"[DONE]"),
+            (request(b"", "/v1/models", "GET"), b'"auto"'),
+            (request(), b"[DONE]"),
+            (request(b"", "/health", "GET"), b'"ok"'),
+        ):
+            writer.write(sent)
+            head, body = await read_response(reader)
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert found in body
+        writer.close()
+        assert len(house.asked) == 2
+
+
+async def test_a_body_in_chunks_is_answered_too():
+    async with housing(WHOLE) as house:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert b"[DONE]" in (await house.ask(head + chunk(BODY[:9]) + chunk(BODY[9:]) + LAST))[1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n" + b"x: " + b"a" * 20_000 + b"\r\n\r\n", b"400"),
+        (request().replace(b"content-length: ", b"content-length: 1, "), b"400"),
+        (request().replace(b"\r\n\r\n", b"\r\ncontent-length: 1\r\n\r\n", 1), b"400"),
+        (request().replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n", 1), b"400"),
+        (request(path="/v1/nothing"), b"404"),
+        (request(b"", CHAT, "GET"), b"405"),
+        (request(b"x" * 3000), b"413"),
+        (request(b"{"), b"400"),
+        (request(b""), b"400"),
+        (request(BODY.replace(b"auto", b"other")), b"404"),
+    ],
+)
+async def test_what_cannot_be_answered_is_refused_and_reaches_no_replica(sent: bytes, status: bytes):
+    async with housing(WHOLE, max_body_bytes=2048) as house:
+        head, _ = await house.ask(sent)
+        assert head.split(b" ")[1] == status
+        assert house.asked == []
+        assert (await house.ask(request()))[0].startswith(b"HTTP/1.1 200 ")
+
+
+# What breaks
+
+
+async def test_a_connection_that_the_replica_closed_meanwhile_is_replaced_once():
+    seen: list[int] = []
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        seen.append(1)
+        writer.write(WHOLE)
+        await read_request(reader)  # closed without a word
+        seen.append(2)
+
+    async with housing(script=answer_once) as house:
+        for _ in range(3):
+            assert b"[DONE]" in (await house.ask(request()))[1]
+        assert seen == [1, 2, 1, 2, 1]
+
+
+async def test_a_replica_that_dies_of_a_request_is_not_asked_again():
+    asked: list[int] = []
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        asked.append(1)
+
+    async with housing(script=die) as house:
+        assert (await house.ask(request()))[0].startswith(b"HTTP/1.1 502 ")
+        assert len(asked) == 1
+        assert await house.requests("broken") == 1
+
+
+@pytest.mark.parametrize("cut", [len(EVENT) - n for n in (0, 1, 2, 3, 9)] + [0, 1, 2, 3, 4])
+async def test_a_stream_that_breaks_off_anywhere_ends_in_an_error_event(cut: int):
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(HEAD + EVENT + EVENT[:cut])
+
+    async with housing(script=break_off) as house:
+        _, body = await house.ask(request())
+        assert body.startswith(EVENT)
+        assert body.endswith(LAST)
+        assert b'"code":"replica_broken"' in body
+        assert await house.requests("broken") == 1
+
+
+async def test_a_replica_that_sends_what_is_no_http_is_broken():
+    async with housing(b"SSH-2.0-OpenSSH_9.2\r\n") as house:
+        assert (await house.ask(request()))[0].startswith(b"HTTP/1.1 502 ")
+
+
+@pytest.mark.parametrize("moment", ["before the head", "before the first token", "in the middle"])
+async def test_a_client_that_leaves_ends_the_work_of_the_replica_at_once(moment: str):
+    begun = asyncio.Event()
+
+    async def answer_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        if moment != "before the head":
+            writer.write(HEAD + (EVENT if moment == "in the middle" else b""))
+        begun.set()
+        await reader.readexactly(1)
+
+    async with housing(script=answer_slowly) as house:
+        reader, writer = await house.connect()
+        writer.write(request())
+        await asyncio.wait_for(begun.wait(), 5)
+        if moment == "in the middle":
+            await reader.readuntil(EVENT)
+        writer.transport.abort()
+        await asyncio.wait_for(house.lost.wait(), 1)
+        assert await house.requests("cancelled") == 1
+        assert await house.metric('erhpc_in_flight{replica="a-0"}') == 0
+
+
+async def test_a_client_that_reads_slowly_slows_its_replica_down():
+    sent_bytes = 0
+    flood = chunk(b"data: " + b"x" * 65_000 + b"\n\n")
+    num_floods = 400  # 26 MB: more than the buffers of all sockets on the way
+
+    async def stream_much(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
+        await read_request(reader)
+        writer.write(HEAD)
+        for _ in range(num_floods):
+            writer.write(flood)
+            await writer.drain()
+            sent_bytes += len(flood)
+        writer.write(LAST)
+        await writer.drain()
+
+    async with housing(script=stream_much) as house:
+        reader, writer = await house.connect()
+        writer.write(request())
+        await reader.readuntil(b"\r\n\r\n")
+        last_bytes = -1
+        while sent_bytes != last_bytes:
+            last_bytes = sent_bytes
+            await asyncio.sleep(0.3)
+        assert sent_bytes < num_floods * len(flood)
+        body = b""
+        while not body.endswith(LAST):
+            body = body[-8:] + await asyncio.wait_for(reader.read(1 << 20), 20)
+        assert sent_bytes == num_floods * len(flood)
+        writer.close()
+
+
+async def test_a_silent_replica_is_given_up():
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await reader.readexactly(1)
+
+    async with housing(script=say_nothing, idle_timeout_s=0.5) as house:
+        assert (await house.ask(request()))[0].startswith(b"HTTP/1.1 504 ")
+        await asyncio.wait_for(house.lost.wait(), 1)
+        assert await house.requests("silent") == 1
+
+
+async def test_many_clients_that_leave_leave_nothing_behind():
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await reader.readexactly(1)
+
+    async with housing(script=hang) as house:
+        for _ in range(20):
+            writers = [(await house.connect())[1] for _ in range(50)]
+            for number, writer in enumerate(writers):
+                writer.write(request()[: None if number % 2 else 100])
+            await asyncio.sleep(0)
+            for writer in writers:
+                writer.transport.abort()
+
+        async with asyncio.timeout(10):
+            while True:
+                if await house.metric('erhpc_in_flight{replica="a-0"}') == 0:
+                    break
+                await asyncio.sleep(0.01)
