@@ -46,6 +46,12 @@ class GatewayConfig:
 
     relay: str = "fast"
     """fast: requests for answers pass through erhpc's own connections; plain: all on aiohttp, the reference."""
+    max_in_flight: int | None = None
+    """Requests answered at once; the next ones wait. None: as many as the open files of the process allow."""
+    max_queued: int = 1024
+    """Requests that wait for their turn, with their bodies unread; more are answered 503."""
+    queue_timeout_s: float = 60.0
+    """Longest wait for a turn; then the request is answered 503."""
     max_body_bytes: int = 8 * 1024 * 1024
     """Longest request body; longer ones are answered 413."""
     connect_timeout_s: float = 5.0
@@ -55,6 +61,10 @@ class GatewayConfig:
 
     def __post_init__(self) -> None:
         require_choice("gateway.relay", self.relay, RELAYS)
+        if self.max_in_flight is not None:
+            require_range("gateway.max_in_flight", self.max_in_flight, 1)
+        require_range("gateway.max_queued", self.max_queued, 0)
+        require_range("gateway.queue_timeout_s", self.queue_timeout_s, 0.01)
         require_range("gateway.max_body_bytes", self.max_body_bytes, 1024)
         require_range("gateway.connect_timeout_s", self.connect_timeout_s, 0.01)
         require_range("gateway.idle_timeout_s", self.idle_timeout_s, 0.1)

@@ -40,4 +40,4 @@ def build_error(error: ApiError, headers: Mapping[str, str]) -> bytes:
     """The whole response that says `error`."""
     body = error.body
     own = {"content-type": "application/json; charset=utf-8", "content-length": str(len(body))}
-    return build_head(error.status, {**headers, **own}) + b"\r\n" + body
+    return build_head(error.status, {**error.headers, **headers, **own}) + b"\r\n" + body

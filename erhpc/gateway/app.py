@@ -5,13 +5,16 @@ It knows neither how a replica is chosen (`desk`) nor how bytes reach it (`relay
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
 
+from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.desk import REQUEST_ID, Desk
-from erhpc.gateway.errors import ApiError, ReplicaError, answer_error, too_long, unknown_route
+from erhpc.gateway.errors import ApiError, ReplicaError, answer_error, overloaded, too_long, unknown_route
 from erhpc.gateway.metrics import CONTENT_TYPE
 from erhpc.gateway.relay import Relay
 from erhpc.gateway.replicas import find_missing_experts
@@ -66,6 +69,27 @@ class Gateway:
         return await self._answer("completions", request)
 
     async def _answer(self, api: Api, request: web.Request) -> web.StreamResponse:
+        with await self._wait_for_turn():
+            return await self._pass_on(api, request)
+
+    async def _wait_for_turn(self) -> Ticket:
+        """A place among those in flight. Raises ApiError 503 if there is none, or not in time."""
+        changed = asyncio.Event()
+        try:
+            ticket = self._desk.admission.ask(changed.set, time.monotonic())
+        except Overloaded:
+            raise overloaded() from None
+        try:
+            if ticket.turn is Turn.WAITING:
+                await changed.wait()
+            if ticket.turn is not Turn.ADMITTED:
+                raise overloaded()
+        except BaseException:
+            ticket.leave()
+            raise
+        return ticket
+
+    async def _pass_on(self, api: Api, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, self._desk.spec.limits.max_body_bytes)
         forward = self._desk.decide(api, body, read_request_id(request))
         with self._desk.begin(forward) as flight:
@@ -90,7 +114,10 @@ class Gateway:
         return answer_json({"status": "unavailable", "experts_without_live_replica": missing}, status=503)
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._desk.metrics.render(self._desk.replicas), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(
+            text=self._desk.metrics.render(self._desk.replicas, self._desk.admission),
+            headers={"Content-Type": CONTENT_TYPE},
+        )
 
     async def _telemetry(self, request: web.Request) -> web.Response:
         return answer_json({"lag_p99_s": self._lag.p99_s(read_window_s(request))})

@@ -6,9 +6,11 @@ It holds no connection: whoever reads requests asks here, and says here how each
 from __future__ import annotations
 
 import hmac
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from erhpc.gateway.admission import Admission
 from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, unauthorized, unavailable, unknown_model
 from erhpc.gateway.metrics import Metrics
 from erhpc.gateway.prober import Prober
@@ -20,6 +22,9 @@ from erhpc.routing.policy import Choice, NoLiveReplica
 from erhpc.routing.router import Router, UnknownModel
 
 REQUEST_ID = "x-erhpc-request-id"
+SPARE_FILES = 256
+"""Open files besides streams: libraries, logs, probes, clients that are refused or only connected."""
+MAX_STREAMS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,10 @@ class Desk:
         self.spec = spec
         self.replicas = replicas
         self.metrics = Metrics()
+        limits = spec.limits
+        self.admission = Admission(
+            limits.max_in_flight or count_possible_streams(), limits.max_queued, limits.queue_timeout_s
+        )
         self._router = router
         self._prober = prober
         self._bearer = f"Bearer {key}".encode() if key else None
@@ -121,8 +130,16 @@ class Desk:
 
     def note_refusal(self, error: ApiError) -> None:
         """Count a request that was not accepted."""
-        if error.status < 500:
+        if error.code == "overloaded":
+            self.metrics.requests["", "", Outcome.OVERLOADED] += 1
+        elif error.status < 500:
             self.metrics.requests["", "", Outcome.REFUSED] += 1
+
+
+def count_possible_streams() -> int:
+    """How many answers the open files allowed to this process suffice for: a stream needs two."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max((allowed - SPARE_FILES) // 2, 1) if allowed != resource.RLIM_INFINITY else MAX_STREAMS
 
 
 def describe_choice(request_id: str, replica: Replica, choice: Choice) -> dict[str, str]:

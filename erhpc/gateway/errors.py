@@ -11,6 +11,9 @@ from enum import StrEnum
 import msgspec
 from aiohttp import web
 
+RETRY_AFTER_S = 1
+"""When a client that was turned away may come back."""
+
 
 class Outcome(StrEnum):
     """How a request ended; the label `outcome` of erhpc_requests_total."""
@@ -28,6 +31,8 @@ class Outcome(StrEnum):
     """The client left."""
     NO_REPLICA = "no_replica"
     """The expert has no live replica: 503."""
+    OVERLOADED = "overloaded"
+    """There were too many requests: 503."""
     REFUSED = "refused"
     """The gateway did not accept the request: 400, 401, 404, 413."""
 
@@ -43,6 +48,8 @@ class ApiError(Exception):
         self.status = status
         self.code = code
         self.param = param
+        self.headers: dict[str, str] = {}
+        """Headers that the answer needs beside its own."""
 
     @property
     def body(self) -> bytes:
@@ -79,6 +86,14 @@ def unavailable(expert: str | None) -> Unavailable:
     return Unavailable(503, f"{who} no live replica. Try again later, or ask another expert.", code="no_live_replica")
 
 
+def overloaded() -> Unavailable:
+    """503: too many requests are being answered, and too many wait, or this one has waited too long."""
+    text = "Too many requests are being answered (gateway.max_in_flight, gateway.max_queued). Try again later."
+    error = Unavailable(503, text, code="overloaded")
+    error.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return error
+
+
 def unknown_model(model: str, allowed: Iterable[str]) -> ApiError:
     """404: the request names a model that is not served here."""
     message = f"The model {model!r} does not exist. Allowed: {', '.join(allowed)}."
@@ -104,4 +119,6 @@ def unknown_route(error: web.HTTPException, request: web.Request) -> ApiError:
 
 def answer_error(error: ApiError, headers: Mapping[str, str]) -> web.Response:
     """The response that says `error`."""
-    return web.Response(status=error.status, body=error.body, content_type="application/json", headers=headers)
+    return web.Response(
+        status=error.status, body=error.body, content_type="application/json", headers={**error.headers, **headers}
+    )

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.answers import build_error
 from erhpc.gateway.desk import REQUEST_ID, Desk
-from erhpc.gateway.errors import ApiError
+from erhpc.gateway.errors import ApiError, overloaded
 from erhpc.gateway.passage import Passage
 from erhpc.gateway.requests import Api, choose_request_id
 from erhpc.gateway.upstream import UpstreamPool
@@ -90,7 +91,17 @@ class Front:
 class Caller(asyncio.Protocol):
     """One client's connection: one request after the other."""
 
-    __slots__ = ("_buffer", "_front", "_head", "_is_paused", "_passage", "_since_s", "_transport")
+    __slots__ = (
+        "_buffer",
+        "_front",
+        "_head",
+        "_is_paused",
+        "_passage",
+        "_since_s",
+        "_skip_bytes",
+        "_ticket",
+        "_transport",
+    )
 
     def __init__(self, front: Front) -> None:
         self._front = front
@@ -98,6 +109,10 @@ class Caller(asyncio.Protocol):
         """What came and has not been taken."""
         self._head: RequestHead | None = None
         """Of the request whose body is coming in."""
+        self._ticket: Ticket | None = None
+        """Its place, or that of the request being answered."""
+        self._skip_bytes = 0
+        """Of the body of a request that was turned away, which may still come."""
         self._passage: Passage | None = None
         self._since_s: float | None = None
         """Since when nothing has changed, as far as `check_times` knows."""
@@ -120,11 +135,14 @@ class Caller(asyncio.Protocol):
         if passage is not None:
             passage.cancel()
             self._front.note_end()
+        self._give_place_up()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         self._buffer += data
-        if self._passage is None:
+        if self._skip_bytes:
+            self._skip()
+        if self._passage is None and not self._is_waiting:
             self._read()
         elif len(self._buffer) > MAX_AHEAD_BYTES and not self._is_paused:
             self._is_paused = True
@@ -148,12 +166,12 @@ class Caller(asyncio.Protocol):
     def end(self, *, keeps_alive: bool) -> None:
         """See `passage.Caller`."""
         self._passage, self._since_s = None, None
+        self._give_place_up()
         self._front.note_end()
         if not keeps_alive:
             self._transport.close()
-        elif self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        else:
+            self._resume()
         if self._buffer:
             # Not from here: requests that are ready one behind the other would nest.
             asyncio.get_running_loop().call_soon(self._read)
@@ -166,7 +184,7 @@ class Caller(asyncio.Protocol):
         """Close a connection that is idle, or slow to send a request, for too long."""
         if self._passage is not None:
             self._passage.check_silence(now_s)
-        elif self._since_s is None:
+        elif self._since_s is None or self._is_waiting:
             self._since_s = now_s
         elif now_s - self._since_s > (REQUEST_TIMEOUT_S if self._buffer or self._head else KEEP_ALIVE_S):
             self._transport.close()
@@ -177,7 +195,7 @@ class Caller(asyncio.Protocol):
             if self._head is None and not self._read_head():
                 return
             head = self._head
-            if head is None or len(self._buffer) < head.length_bytes:
+            if head is None or self._is_waiting or len(self._buffer) < head.length_bytes:
                 return
             body = bytes(self._buffer[: head.length_bytes])
             del self._buffer[: head.length_bytes]
@@ -197,7 +215,50 @@ class Caller(asyncio.Protocol):
             return False
         del self._buffer[:end]
         self._head, self._since_s = head, None
-        return True
+        try:
+            self._ticket = self._front.desk.admission.ask(self._take_turn, time.monotonic())
+        except Overloaded:
+            self._turn_away(head)
+        return self._head is not None
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._ticket is not None and self._ticket.turn is Turn.WAITING
+
+    def _take_turn(self) -> None:
+        """The request that has waited has got its place, or will not get one."""
+        if self._head is not None and self._ticket is not None and self._ticket.turn is Turn.EXPIRED:
+            self._turn_away(self._head)
+            return
+        self._resume()
+        # Not from here: whoever gives a place up is in the middle of something else.
+        asyncio.get_running_loop().call_soon(self._read)
+
+    def _turn_away(self, head: RequestHead) -> None:
+        """Answer 503, and skip the body, which may be under way."""
+        error, request_id = overloaded(), choose_request_id(head.get(b"x-request-id"))
+        self._front.desk.note_refusal(error)
+        self.write(build_error(error, {REQUEST_ID: request_id}))
+        self._give_place_up()
+        self._head, self._skip_bytes = None, head.length_bytes
+        self._resume()
+        self._skip()
+        asyncio.get_running_loop().call_soon(self._read)
+
+    def _skip(self) -> None:
+        skipped = min(len(self._buffer), self._skip_bytes)
+        del self._buffer[:skipped]
+        self._skip_bytes -= skipped
+
+    def _resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _give_place_up(self) -> None:
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            ticket.leave()
 
     def _is_mine(self, head: RequestHead) -> bool:
         return head.method == b"POST" and head.target in _APIS and 0 < head.length_bytes <= self._front.max_body_bytes
@@ -219,6 +280,7 @@ class Caller(asyncio.Protocol):
         except ApiError as error:
             front.desk.note_refusal(error)
             self.write(build_error(error, {REQUEST_ID: request_id}))
+            self._give_place_up()
             return
         self._passage = Passage(self, front.desk, forward, front.pools[forward.replica.name], front.key)
         self._passage.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from erhpc.gateway.admission import Admission
 from erhpc.gateway.errors import Outcome
 from erhpc.gateway.replicas import Replica
 
@@ -29,11 +30,11 @@ class Metrics:
         self.classify_ns += classify_ns
         self.default_expert += default_used
 
-    def render(self, replicas: Sequence[Replica]) -> str:
+    def render(self, replicas: Sequence[Replica], admission: Admission) -> str:
         """The text of /metrics."""
-        return "".join(f"{line}\n" for line in self._lines(replicas))
+        return "".join(f"{line}\n" for line in self._lines(replicas, admission))
 
-    def _lines(self, replicas: Sequence[Replica]) -> Iterator[str]:
+    def _lines(self, replicas: Sequence[Replica], admission: Admission) -> Iterator[str]:
         yield from _head("erhpc_requests_total", "counter", "Requests that ended, by how they ended.")
         for (expert, replica, outcome), count in sorted(self.requests.items()):
             labels = {"expert": expert, "replica": replica, "outcome": outcome}
@@ -41,6 +42,10 @@ class Metrics:
         yield from _head("erhpc_in_flight", "gauge", "Requests being answered now.")
         for state in replicas:
             yield f"erhpc_in_flight{_label({'replica': state.name})} {state.in_flight}"
+        yield from _head("erhpc_admitted", "gauge", "Requests that have a place now, read, relayed or being refused.")
+        yield f"erhpc_admitted {admission.num_in_flight}"
+        yield from _head("erhpc_queued", "gauge", "Requests that wait for a place now.")
+        yield f"erhpc_queued {admission.num_queued}"
         yield from _head("erhpc_default_expert_total", "counter", "Texts with no known word.")
         yield f"erhpc_default_expert_total {self.default_expert}"
         yield from _head("erhpc_classify_seconds", "summary", "Time to classify a text.")

@@ -6,12 +6,14 @@ The only place that knows all parts of the gateway; it knows no route and no fil
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
 from erhpc.errors import ProcessError
+from erhpc.gateway.admission import Admission
 from erhpc.gateway.app import Gateway
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import KEEP_ALIVE_S, Front
@@ -25,6 +27,8 @@ from erhpc.routing.router import make_router
 
 STOP_TIMEOUT_S = 2.0
 """How long answers may take to end once the gateway is told to stop; then they are cut."""
+EXPIRE_S = 0.1
+"""How often the queue is looked through for who has waited too long."""
 BACKLOG = 4096
 """Connections that may wait to be accepted: all users arrive at once."""
 
@@ -48,6 +52,8 @@ async def serve(
         lag.start()
         closing.push_async_callback(lag.stop)
         desk = Desk(spec, replicas, router, prober, key=key)
+        expiring = asyncio.create_task(_expire(desk.admission), name="queue")
+        closing.callback(expiring.cancel)
         runner = web.AppRunner(
             Gateway(desk, relay=relay, lag=lag).build_app(),
             access_log=None,
@@ -70,6 +76,13 @@ async def serve(
             server.close()
             if front is not None:
                 await front.drain(STOP_TIMEOUT_S)
+
+
+async def _expire(admission: Admission) -> None:
+    """Turn away who has waited too long, for ever."""
+    while True:
+        await asyncio.sleep(EXPIRE_S)
+        admission.expire(time.monotonic())
 
 
 async def _listen(make_protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Server:

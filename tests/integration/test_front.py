@@ -252,6 +252,35 @@ async def test_what_cannot_be_answered_is_refused_and_reaches_no_replica(sent: b
         assert (await house.ask(request()))[0].startswith(b"HTTP/1.1 200 ")
 
 
+async def test_the_body_of_a_request_that_is_turned_away_is_skipped():
+    may_answer = asyncio.Event()
+
+    async def answer_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            await may_answer.wait()
+            writer.write(WHOLE)
+
+    async with housing(script=answer_late, max_in_flight=1, max_queued=0) as house:
+        first_reader, first = await house.connect()
+        first.write(request())
+        async with asyncio.timeout(10):
+            while True:
+                if await house.metric("erhpc_admitted") == 1:
+                    break
+                await asyncio.sleep(0.01)
+        reader, writer = await house.connect()
+        sent = request(b'{"model": "auto"' + b" " * 200_000)
+        writer.write(sent[:150])
+        assert (await read_response(reader))[0].startswith(b"HTTP/1.1 503 ")
+        may_answer.set()
+        assert b"[DONE]" in (await read_response(first_reader))[1]
+        writer.write(sent[150:] + request())
+        assert b"[DONE]" in (await read_response(reader))[1]
+        first.close()
+        writer.close()
+
+
 # What breaks
 
 

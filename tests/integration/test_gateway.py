@@ -396,6 +396,90 @@ async def test_a_body_over_the_limit_is_answered_413_and_one_at_the_limit_is_not
                     assert "2048 bytes" in (await error_of(response))["message"]
 
 
+@dataclass
+class Doors:
+    """Answers that wait, each for `open`; `answer` is the script."""
+
+    arrived: asyncio.Semaphore
+    may_go_on: asyncio.Semaphore
+
+    async def answer(self, request):
+        self.arrived.release()
+        await self.may_go_on.acquire()
+        return await answer_json(request)
+
+    def open(self):
+        self.may_go_on.release()
+
+
+def closed_doors():
+    return Doors(asyncio.Semaphore(0), asyncio.Semaphore(0))
+
+
+async def test_a_request_waits_for_its_turn_and_one_too_many_is_answered_503():
+    doors = closed_doors()
+    async with housing(doors.answer, limits=GatewayConfig(max_in_flight=1, max_queued=1)) as house:
+        first = asyncio.ensure_future(house.ask().__aenter__())
+        await doors.arrived.acquire()
+        second = asyncio.ensure_future(house.ask().__aenter__())
+        await until(lambda: queued(house, 1))
+        async with house.ask() as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
+            assert (await error_of(response))["code"] == "overloaded"
+        doors.open()
+        assert (await first).status == 200
+        await doors.arrived.acquire()
+        doors.open()
+        assert (await second).status == 200
+        assert await house.metric('erhpc_requests_total{expert="",replica="",outcome="overloaded"}') == 1
+        await until(lambda: admitted(house, 0))
+        for response in (await first, await second):
+            response.release()
+
+
+async def test_whoever_waits_too_long_for_a_turn_is_answered_503():
+    doors = closed_doors()
+    async with housing(doors.answer, limits=GatewayConfig(max_in_flight=1, queue_timeout_s=0.2)) as house:
+        first = asyncio.ensure_future(house.ask().__aenter__())
+        await doors.arrived.acquire()
+        async with house.ask() as response:
+            assert response.status == 503
+            assert (await error_of(response))["code"] == "overloaded"
+        doors.open()
+        (await first).release()
+        doors.open()
+        async with house.ask() as response:
+            assert response.status == 200
+
+
+async def test_a_client_that_leaves_the_queue_makes_room_in_it():
+    doors = closed_doors()
+    async with housing(doors.answer, limits=GatewayConfig(max_in_flight=1, max_queued=1)) as house:
+        first = asyncio.ensure_future(house.ask().__aenter__())
+        await doors.arrived.acquire()
+        second = asyncio.ensure_future(house.ask().__aenter__())
+        await until(lambda: queued(house, 1))
+        second.cancel()
+        await until(lambda: queued(house, 0))
+        third = asyncio.ensure_future(house.ask().__aenter__())
+        await until(lambda: queued(house, 1))
+        doors.open()
+        doors.open()
+        for asked in (first, third):
+            assert (await asked).status == 200
+            (await asked).release()
+        await until(lambda: admitted(house, 0))
+
+
+async def queued(house, number):
+    return await house.metric("erhpc_queued") == number
+
+
+async def admitted(house, number):
+    return await house.metric("erhpc_admitted") == number
+
+
 @pytest.mark.parametrize(("is_emulated", "owner"), [(True, "erhpc-emulated"), (False, "erhpc")])
 async def test_the_list_of_models_says_whether_experts_are_emulated(is_emulated, owner):
     async with housing(is_emulated=is_emulated) as house, house.session.get("/v1/models") as response:
