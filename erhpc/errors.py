@@ -50,6 +50,6 @@ def require_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def require_range(key: str, value: float, low: float, high: float | None = None) -> None:
     """Raise ConfigError unless low <= value (<= high when given); the message states the range."""
-    if value < low or (high is not None and value > high):
+    if not (low <= value and (high is None or value <= high)):  # not-a-number is in no range
         allowed = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ConfigError(f"{key}={value} is out of range. Allowed: {allowed}.")

@@ -12,7 +12,7 @@ from erhpc.config.cluster import ClusterConfig, PlacementConfig
 from erhpc.config.experiment import ExperimentConfig, LoadTestConfig
 from erhpc.config.experts import SYNTHETIC_WEIGHTS, ArchitectureConfig, EngineConfig, ExpertConfig
 from erhpc.config.load import LoadConfig, SearchConfig, SloConfig, StopConfig
-from erhpc.config.routing import POLICIES, FitConfig, GatewayConfig, RouterConfig
+from erhpc.config.routing import POLICIES, RULES, FitConfig, GatewayConfig, RouterConfig
 from erhpc.config.words import AUTO_MODEL, DEMO_CORPUS
 from erhpc.config.workload import LengthConfig, PrefixConfig, WorkloadConfig
 
@@ -20,6 +20,7 @@ __all__ = [
     "AUTO_MODEL",
     "DEMO_CORPUS",
     "POLICIES",
+    "RULES",
     "SYNTHETIC_WEIGHTS",
     "ArchitectureConfig",
     "ArrivalConfig",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from erhpc.config.cluster import ClusterConfig, PlacementConfig
 from erhpc.config.experts import EngineConfig, ExpertConfig
 from erhpc.config.load import LoadConfig, SearchConfig, SloConfig, StopConfig
-from erhpc.config.routing import GatewayConfig, RouterConfig
+from erhpc.config.routing import POLICIES, GatewayConfig, RouterConfig
 from erhpc.config.words import AUTO_MODEL
 from erhpc.config.workload import WorkloadConfig
 from erhpc.errors import ConfigError, require_range
@@ -73,7 +73,7 @@ class ExperimentConfig:
         if self.router.policy == "none" and total != 1:
             raise ConfigError(
                 f"router.policy=none needs exactly one replica, experts have {total}. "
-                "Choose another router (cluster, round_robin, random, least_loaded) or a single expert."
+                f"Choose another router ({', '.join(POLICIES[:-1])}) or a single expert."
             )
         default = self.router.default_expert
         if default is not None and default not in self.experts:

@@ -5,19 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from erhpc.config.words import DEMO_CORPUS
-from erhpc.errors import require_choice, require_range
+from erhpc.errors import ConfigError, require_choice, require_range
 
-POLICIES = ("cluster", "round_robin", "random", "least_loaded", "none")
+RULES = ("round_robin", "random", "least_loaded", "power_of_two", "prefix_affinity", "session")
+POLICIES = ("cluster", *RULES, "none")
+OVERFLOWS = ("none", "next_nearest")
 RELAYS = ("fast", "plain")
 ROUTED_TEXTS = ("last_user", "all")
 
 
 @dataclass
 class RouterConfig:
-    """How the gateway picks an expert for a prompt."""
+    """How the gateway picks an expert for a prompt, and one of its replicas."""
 
     policy: str = "cluster"
-    """cluster (c-BTM classifier), round_robin, random, least_loaded, or none: users talk to the one replica."""
+    """Which expert: cluster (c-BTM classifier), one of RULES, or none: users talk to the one replica."""
+    replica_policy: str = "least_loaded"
+    """Which replica of the expert, also where a request names the expert: one of RULES.
+
+    round_robin, random; least_loaded: fewest requests in flight; power_of_two: the less loaded of two drawn at random;
+    prefix_affinity: by the beginning of the prompt, unless too loaded; session: by the header x-session-id, without it
+    by the field `user`. A request without a prefix or session goes to the least loaded.
+    """
+    temperature: float = 0.0
+    """cluster only: T > 0 draws the expert by softmax(-d^2/T), d its distance (c-BTM: 0.1); 0 takes the nearest."""
+    overflow: str = "none"
+    """cluster only: what becomes of a prompt whose expert is full or down.
+
+    none: it goes there all the same, or is answered 503 if the expert is down; next_nearest: to the nearest expert with
+    room. `wait` is reserved.
+    """
+    overflow_limit: int = 256
+    """Requests in flight per live replica from which an expert is full; max_num_seqs of the experts is a good value."""
+    affinity_factor: float = 1.5
+    """prefix_affinity only: a replica is too loaded at factor x mean + slack requests in flight."""
+    affinity_slack: int = 8
+    """prefix_affinity only: how far above factor x mean a replica may be loaded, in requests."""
+    prefix_limit_chars: int = 1024
+    """prefix_affinity only: how many characters of a prompt are its prefix; more than what all prompts share.
+
+    Of a chat, at most the messages up to the first user turn are, so that a conversation keeps its prefix.
+    """
     artefact: str | None = None
     """Directory written by `python -m erhpc.fit`; None: fitted on `corpus` before the run is submitted."""
     corpus: str = DEMO_CORPUS
@@ -35,9 +63,29 @@ class RouterConfig:
 
     def __post_init__(self) -> None:
         require_choice("router.policy", self.policy, POLICIES)
+        require_choice("router.replica_policy", self.replica_policy, RULES)
+        self._check_overflow()
         require_choice("router.text", self.text, ROUTED_TEXTS)
-        require_range("router.text_limit_chars", self.text_limit_chars, 1)
-        require_range("router.dimensions", self.dimensions, 1)
+        for name in ("text_limit_chars", "prefix_limit_chars", "dimensions", "overflow_limit", "affinity_slack"):
+            require_range(f"router.{name}", getattr(self, name), 1)
+        require_range("router.affinity_factor", self.affinity_factor, 1, 1000)
+        require_range("router.temperature", self.temperature, 0, 1000)
+        self._check_cluster_only()
+
+    def _check_overflow(self) -> None:
+        if self.overflow == "wait":
+            raise ConfigError(
+                f"router.overflow=wait is reserved: nothing waits in the gateway yet. Allowed: {', '.join(OVERFLOWS)}."
+            )
+        require_choice("router.overflow", self.overflow, OVERFLOWS)
+
+    def _check_cluster_only(self) -> None:
+        for name, unset in (("overflow", "none"), ("temperature", 0)):
+            if self.policy != "cluster" and getattr(self, name) != unset:
+                raise ConfigError(
+                    f"router.{name}={getattr(self, name)} needs router.policy=cluster, which knows how near experts "
+                    f"are; router.policy={self.policy} does not. Leave it at {unset}, or choose cluster."
+                )
 
 
 @dataclass

@@ -18,7 +18,7 @@ from erhpc.gateway.errors import ApiError, ReplicaError, answer_error, overloade
 from erhpc.gateway.metrics import CONTENT_TYPE
 from erhpc.gateway.relay import Relay
 from erhpc.gateway.replicas import find_missing_experts
-from erhpc.gateway.requests import Api, choose_request_id
+from erhpc.gateway.requests import SESSION_HEADER, Api, choose_request_id
 from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER
 from erhpc.results.telemetry import LoopLag, parse_window_s
 
@@ -91,7 +91,8 @@ class Gateway:
 
     async def _pass_on(self, api: Api, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, self._desk.spec.limits.max_body_bytes)
-        forward = self._desk.decide(api, body, read_request_id(request))
+        session = request.headers.get(SESSION_HEADER)
+        forward = self._desk.decide(api, body, read_request_id(request), session_header=session)
         with self._desk.begin(forward) as flight:
             try:
                 relayed = await self._relay.relay(request, forward)

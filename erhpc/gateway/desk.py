@@ -15,10 +15,11 @@ from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, unauthorized, 
 from erhpc.gateway.metrics import Metrics
 from erhpc.gateway.prober import Prober
 from erhpc.gateway.replicas import Replica
-from erhpc.gateway.requests import Api, parse_inquiry
+from erhpc.gateway.requests import Api, InquiryTraits, parse_inquiry
 from erhpc.plan.protocol import API_PATHS
 from erhpc.plan.specs import GatewaySpec
-from erhpc.routing.policy import Choice, NoLiveReplica
+from erhpc.routing.experts import NoLiveReplica
+from erhpc.routing.policy import Choice
 from erhpc.routing.router import Router, UnknownModel
 
 REQUEST_ID = "x-erhpc-request-id"
@@ -100,14 +101,15 @@ class Desk:
         if not hmac.compare_digest(authorization, self._bearer):
             raise unauthorized()
 
-    def decide(self, api: Api, body: bytes, request_id: str) -> Forward:
-        """Find the replica for a request. Raises ApiError if the request or the replicas are not fit for it."""
+    def decide(self, api: Api, body: bytes, request_id: str, *, session_header: str | None) -> Forward:
+        """Find the replica for a request; `session_header` is the value of requests.SESSION_HEADER, None without one.
+
+        Raises ApiError if the request or the replicas are not fit for it.
+        """
         inquiry = parse_inquiry(api, body)
-        config = self.spec.router
+        traits = InquiryTraits(inquiry.content, session_header, self.spec.router)
         try:
-            choice = self._router.choose(
-                inquiry.model, lambda: inquiry.routed_text(config.text, config.text_limit_chars)
-            )
+            choice = self._router.choose(inquiry.model, traits)
         except UnknownModel as error:
             raise unknown_model(error.model, self._router.models) from error
         except NoLiveReplica as error:
@@ -115,6 +117,8 @@ class Desk:
             raise unavailable(error.expert) from error
         if choice.classify_ns is not None:
             self.metrics.add_classification(choice.classify_ns, default_used=choice.default_used)
+        if choice.overflow_from is not None:
+            self.metrics.overflows[choice.overflow_from, choice.expert] += 1
         replica = self.replicas[choice.replica]
         headers = describe_choice(request_id, replica, choice)
         return Forward(replica, api, inquiry.body_for(replica.endpoint.model), request_id, headers)
@@ -149,4 +153,6 @@ def describe_choice(request_id: str, replica: Replica, choice: Choice) -> dict[s
         headers["x-erhpc-cluster"] = str(choice.cluster)
     if choice.classify_ns is not None:
         headers["x-erhpc-classify-us"] = f"{choice.classify_ns / 1e3:.1f}"
+    if choice.overflow_from is not None:
+        headers["x-erhpc-overflow-from"] = choice.overflow_from
     return headers

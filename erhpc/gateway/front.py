@@ -18,7 +18,7 @@ from erhpc.gateway.answers import build_error
 from erhpc.gateway.desk import REQUEST_ID, Desk
 from erhpc.gateway.errors import ApiError, overloaded
 from erhpc.gateway.passage import Passage
-from erhpc.gateway.requests import Api, choose_request_id
+from erhpc.gateway.requests import SESSION_HEADER, Api, choose_request_id
 from erhpc.gateway.upstream import UpstreamPool
 from erhpc.http1.requests import MAX_HEAD_BYTES, RequestHead, find_request_head, parse_request_head
 from erhpc.plan.protocol import API_PATHS
@@ -32,6 +32,7 @@ REQUEST_TIMEOUT_S = 60.0
 MAX_AHEAD_BYTES = 64 * 1024
 """Kept of what a client sends while it is being answered."""
 _APIS: dict[bytes, Api] = {path.encode(): api for api, path in API_PATHS.items()}  # type: ignore[misc]
+_SESSION_FIELD = SESSION_HEADER.encode()
 
 
 class Front:
@@ -276,7 +277,8 @@ class Caller(asyncio.Protocol):
         target = head.target.decode()
         try:
             front.desk.check_key(target, head.fields.get(b"authorization", b""))
-            forward = front.desk.decide(_APIS[head.target], body, request_id)
+            session = head.get(_SESSION_FIELD)
+            forward = front.desk.decide(_APIS[head.target], body, request_id, session_header=session)
         except ApiError as error:
             front.desk.note_refusal(error)
             self.write(build_error(error, {REQUEST_ID: request_id}))

@@ -16,10 +16,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Counters since the start; `requests` counts by (expert, replica, outcome), empty names where none was chosen."""
+    """Counters since the start.
+
+    `requests` counts by (expert, replica, outcome), empty names where none was chosen; `overflows` by (the expert that
+    was meant, the one that was taken).
+    """
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, Outcome]] = Counter()
+        self.overflows: Counter[tuple[str, str]] = Counter()
         self.default_expert = 0
         self.classify_ns = 0
         self.classified = 0
@@ -48,6 +53,9 @@ class Metrics:
         yield f"erhpc_queued {admission.num_queued}"
         yield from _head("erhpc_default_expert_total", "counter", "Texts with no known word.")
         yield f"erhpc_default_expert_total {self.default_expert}"
+        yield from _head("erhpc_overflow_total", "counter", "Texts whose expert is full or down, sent to another.")
+        for (wanted, taken), count in sorted(self.overflows.items()):
+            yield f"erhpc_overflow_total{_label({'from': wanted, 'to': taken})} {count}"
         yield from _head("erhpc_classify_seconds", "summary", "Time to classify a text.")
         yield f"erhpc_classify_seconds_sum {self.classify_ns / 1e9:.9f}"
         yield f"erhpc_classify_seconds_count {self.classified}"

@@ -8,13 +8,18 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from erhpc.config import RouterConfig
 from erhpc.gateway.errors import ApiError
+from erhpc.plan.protocol import CHARS_PER_TOKEN
 
 Api = Literal["chat", "completions"]
+
+SESSION_HEADER = "x-session-id"
+"""Request header that says whose request it is; it goes before the field `user`."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PATH = re.compile(r"at `\$\.?([^`]+)`")
@@ -47,6 +52,8 @@ class ChatBody(msgspec.Struct):
     model: str
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     stream: bool | None = None
+    user: Any = None
+    """Whatever it is passes through; a text that is not empty names a session."""
 
     def routed_text(self, which: str) -> str:
         """The text that is classified: the last user turn or all turns (also if there is no user turn)."""
@@ -56,6 +63,15 @@ class ChatBody(msgspec.Struct):
                     return message.text
         return "\n".join(message.text for message in self.messages)
 
+    def prefix(self, limit_chars: int) -> str:
+        """How the chat begins: up to the first user turn, which later turns repeat; at most `limit_chars`."""
+        texts = []
+        for message in self.messages:
+            texts.append(message.text[:limit_chars])
+            if message.role == "user":
+                break
+        return "\n".join(texts)[:limit_chars]
+
 
 class CompletionBody(msgspec.Struct):
     """Body of /v1/completions; prompts may also be given as token numbers, which cannot be classified."""
@@ -63,12 +79,24 @@ class CompletionBody(msgspec.Struct):
     model: str
     prompt: str | list[str | int | list[int]]
     stream: bool | None = None
+    user: Any = None
+    """Whatever it is passes through; a text that is not empty names a session."""
 
     def routed_text(self, which: str) -> str:
         """The text that is classified: all prompts, empty if they are token numbers."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(prompt for prompt in self.prompt if isinstance(prompt, str))
+
+    def prefix(self, limit_chars: int) -> str:
+        """How the first prompt begins; of token numbers, as many as are worth `limit_chars`."""
+        if isinstance(self.prompt, str):
+            return self.prompt[:limit_chars]
+        first = self.prompt[0] if self.prompt else ""
+        if isinstance(first, str):
+            return first[:limit_chars]
+        tokens = self.prompt if isinstance(first, int) else first
+        return " ".join(map(str, tokens[: -(-limit_chars // CHARS_PER_TOKEN)]))
 
 
 _DECODERS: dict[Api, msgspec.json.Decoder[ChatBody] | msgspec.json.Decoder[CompletionBody]] = {
@@ -90,10 +118,6 @@ class Inquiry:
         """The model asked for."""
         return self.content.model
 
-    def routed_text(self, which: str, limit_chars: int) -> str:
-        """The text that is classified (see RouterConfig.text), cut after `limit_chars`."""
-        return self.content.routed_text(which)[:limit_chars]
-
     def body_for(self, model: str) -> bytes:
         """The body with the model name replaced; every other value stays byte for byte, in its order."""
         if model == self.content.model:
@@ -101,6 +125,34 @@ class Inquiry:
         fields = _FIELDS.decode(self.raw)
         fields["model"] = msgspec.Raw(msgspec.json.encode(model))
         return msgspec.json.encode(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class InquiryTraits:
+    """What of an inquiry may decide where it goes; implements `erhpc.routing.rules.Traits`."""
+
+    content: ChatBody | CompletionBody
+    session_header: str | None
+    """Value of SESSION_HEADER, None if it was not sent."""
+    config: RouterConfig
+
+    @property
+    def text(self) -> str:
+        """The text that is classified (see RouterConfig.text), cut after `text_limit_chars`."""
+        return self.content.routed_text(self.config.text)[: self.config.text_limit_chars]
+
+    @property
+    def prefix(self) -> str:
+        """How the prompt begins, cut after `prefix_limit_chars`."""
+        return self.content.prefix(self.config.prefix_limit_chars)
+
+    @property
+    def session(self) -> str | None:
+        """Whose request it is: the header if it was sent and is not empty, else the field `user`."""
+        if self.session_header:
+            return self.session_header
+        user = self.content.user
+        return user if isinstance(user, str) else None
 
 
 def parse_inquiry(api: Api, raw: bytes) -> Inquiry:

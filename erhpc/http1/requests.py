@@ -29,9 +29,9 @@ class RequestHead:
     length_bytes: int
 
     def get(self, name: bytes) -> str | None:
-        """The value of a field without blanks around it, None if it is not there."""
+        """The value of a field without blanks around it, None if it is not there; read as aiohttp reads it."""
         value = self.fields.get(name)
-        return value.decode("latin-1") if value is not None else None
+        return value.decode(errors="surrogateescape") if value is not None else None
 
 
 def find_request_head(data: bytes | bytearray) -> int:

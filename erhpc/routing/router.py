@@ -5,18 +5,12 @@ Pure: it knows no HTTP, and no rule of any policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from erhpc.config import AUTO_MODEL, RouterConfig
-from erhpc.routing.policy import (
-    Choice,
-    LeastLoaded,
-    Policy,
-    ReplicaState,
-    TextClassifier,
-    make_policy,
-    pool_by_expert,
-)
+from erhpc.routing.experts import Expert, ReplicaState, group_by_expert
+from erhpc.routing.policy import Choice, Policy, TextClassifier, make_policy
+from erhpc.routing.rules import Traits
 
 
 class UnknownModel(Exception):
@@ -30,23 +24,23 @@ class UnknownModel(Exception):
 class Router:
     """Sends `auto` to the policy, an expert's name to that expert."""
 
-    def __init__(self, policy: Policy, pools: dict[str, LeastLoaded]) -> None:
+    def __init__(self, policy: Policy, experts: Sequence[Expert]) -> None:
         self._policy = policy
-        self._pools = pools
+        self._experts = {expert.name: expert for expert in experts}
 
     @property
     def models(self) -> tuple[str, ...]:
         """Every model name that is answered."""
-        return (AUTO_MODEL, *self._pools)
+        return (AUTO_MODEL, *self._experts)
 
-    def choose(self, model: str, text: Callable[[], str]) -> Choice:
+    def choose(self, model: str, traits: Traits) -> Choice:
         """Pick the replica for a request. Raises UnknownModel or NoLiveReplica."""
         if model == AUTO_MODEL:
-            return self._policy.choose(text)
-        pool = self._pools.get(model)
-        if pool is None:
+            return self._policy.choose(traits)
+        expert = self._experts.get(model)
+        if expert is None:
             raise UnknownModel(model)
-        return Choice(pool.pick(), model)
+        return Choice(expert.pick(traits), model)
 
 
 def make_router(
@@ -57,5 +51,5 @@ def make_router(
     Raises:
         ConfigError: see `make_policy`.
     """
-    pools = pool_by_expert(replicas)
-    return Router(make_policy(config, replicas, pools, classifier, seed), pools)
+    experts = group_by_expert(replicas, config, seed)
+    return Router(make_policy(config, experts, classifier, seed), experts)

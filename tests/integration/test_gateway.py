@@ -23,6 +23,7 @@ from erhpc.config.routing import RELAYS
 from erhpc.errors import ConfigError, ProcessError
 from erhpc.gateway.server import serve
 from erhpc.plan.specs import Endpoint, GatewaySpec
+from tests.fakes.routing import KeywordClassifier
 from tests.fakes.scripted_replica import (
     DONE,
     FRAMES,
@@ -41,20 +42,6 @@ CHAT = "/v1/chat/completions"
 DEFAULTS: dict[str, str] = {}
 """Limits of every gateway here; the fixture `relay` sets them."""
 SUM = [{"role": "user", "content": "a sum"}]
-
-
-@dataclass(frozen=True)
-class Found:
-    cluster: int | None
-
-
-class KeywordClassifier:
-    """The cluster of the first keyword in the text."""
-
-    num_clusters = 2
-
-    def classify(self, text):
-        return Found(next((n for n, keyword in enumerate(("sum", "loop")) if keyword in text), None))
 
 
 @dataclass
@@ -125,7 +112,7 @@ async def housing(script=answer_json, *, names=("math-0", "code-0"), absent=None
                 await stack.enter_async_context(replica.serving())
         endpoints = [make_endpoint(name, replica.url) for name, replica in replicas.items()]
         url = await stack.enter_async_context(
-            serve(make_spec(endpoints, **spec), classifier=KeywordClassifier(), key=key)
+            serve(make_spec(endpoints, **spec), classifier=KeywordClassifier("sum", "loop"), key=key)
         )
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))
@@ -216,12 +203,88 @@ async def test_the_least_loaded_replica_of_the_clusters_expert_answers():
         assert {r.headers["x-erhpc-replica"] for r in (first, second)} == {"math-0", "math-1"}
 
 
-async def replicas_of(house, count):
+async def replicas_of(house, count, text="a sum", **asked):
     names = []
     for _ in range(count):
-        async with house.ask() as response:
+        async with house.ask(text, **asked) as response:
             names.append(response.headers["x-erhpc-replica"])
     return names
+
+
+SIX = ("math-0", "math-1", "math-2", "code-0", "code-1", "code-2")
+
+
+async def test_requests_of_one_session_are_answered_by_one_replica_and_sessions_spread():
+    async with housing(names=SIX, policy="session", replica_policy="session") as house:
+        homes = []
+        for number in range(48):
+            by_header = await replicas_of(house, 2, headers={"x-session-id": f"Zoë {number}"}, user="someone else")
+            by_field = await replicas_of(house, 2, path="/v1/completions", user=f"Zoë {number}")
+            assert len({*by_header, *by_field}) == 1
+            homes.append(by_field[0])
+        assert set(homes) == set(SIX)
+        assert set(await replicas_of(house, 6)) == set(SIX)
+
+
+async def test_a_session_moves_when_its_replica_is_gone_and_the_others_stay():
+    port = free_port()
+    async with housing(names=SIX[:3], absent={"math-1": port}, policy="session", replica_policy="session") as house:
+        before = [await replicas_of(house, 2, user=f"s{number}") for number in range(20)]
+        after = [await replicas_of(house, 1, user=f"s{number}") for number in range(20)]
+        stayed = [(old, new) for old, new in zip(before, after, strict=True) if "math-1" not in old]
+        assert len(stayed) > 5
+        assert all(old[0] == old[1] == new[0] for old, new in stayed)
+        assert {name for names in after for name in names} == {"math-0", "math-2"}
+
+
+async def test_prompts_that_begin_alike_are_answered_by_one_replica_of_their_expert():
+    async with housing(names=SIX, replica_policy="prefix_affinity", prefix_limit_chars=20) as house:
+        homes = set()
+        for number in range(24):
+            begin = f"sum of prefix {number}".ljust(20, ".")
+            names = {(await replicas_of(house, 1, f"{begin} {end}"))[0] for end in ("one", "two")}
+            assert len(names) == 1
+            homes |= names
+        assert homes == {"math-0", "math-1", "math-2"}
+
+
+async def test_a_hot_prefix_overloads_no_replica():
+    async with housing(
+        stream_forever, names=SIX[:3], policy="prefix_affinity", replica_policy="prefix_affinity", affinity_slack=2
+    ) as house:
+        responses = [await house.ask(stream=True) for _ in range(30)]
+        loads = await house.in_flight()
+        assert sum(loads) == 30
+        assert 8 < max(loads) <= 1.5 * 10 + 2
+        for response in responses:
+            response.close()
+
+
+async def test_a_prompt_whose_expert_is_full_is_answered_by_the_nearest_with_room_and_this_is_said_and_counted():
+    names = ("math-0", "math-1", "code-0")
+    async with housing(stream_forever, names=names, overflow="next_nearest", overflow_limit=2) as house:
+        own = [await house.ask() for _ in range(4)]
+        assert await house.in_flight() == [2, 2, 0]
+        assert not any("x-erhpc-overflow-from" in response.headers for response in own)
+        async with house.ask() as response:
+            headers = response.headers
+            assert (headers["x-erhpc-expert"], headers["x-erhpc-overflow-from"]) == ("code", "math")
+            assert headers["x-erhpc-cluster"] == "0"
+            assert await house.metric('erhpc_overflow_total{from="math",to="code"}') == 1
+        async with house.ask("a loop"), house.ask("a loop"), house.ask() as last:
+            # Nobody has room now, so the prompt goes where it belongs.
+            assert last.headers["x-erhpc-expert"] == "math"
+            assert await house.metric('erhpc_overflow_total{from="math",to="code"}') == 1
+
+
+async def test_a_prompt_whose_expert_is_down_overflows_where_that_is_allowed():
+    async with housing(absent={"math-0": free_port()}, overflow="next_nearest") as house:
+        async with house.ask() as response:
+            assert response.status == 502
+        async with house.ask() as response:
+            assert (response.status, response.headers["x-erhpc-overflow-from"]) == (200, "math")
+        async with house.ask(model="math") as response:
+            assert response.status == 503
 
 
 # What is forwarded
@@ -628,7 +691,7 @@ async def test_a_port_in_use_is_a_process_error():
 async def test_a_classifier_with_another_number_of_clusters_is_refused():
     spec = make_spec([make_endpoint("math-0", "http://127.0.0.1:1")])
     with pytest.raises(ConfigError, match=r"2 clusters.*1 experts"):
-        async with serve(spec, classifier=KeywordClassifier()):
+        async with serve(spec, classifier=KeywordClassifier("sum", "loop")):
             pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from erhpc.composition import CONF_DIRECTORY, compose_experiment, to_config, to_yaml
-from erhpc.config import ExperimentConfig
+from erhpc.config import POLICIES, RULES, ExperimentConfig
 from erhpc.errors import ConfigError
 from tests.unit.experiments import EXPERIMENTS, GPU_CLUSTER, LAPTOP, compose, plan
 
@@ -59,10 +59,19 @@ def test_every_choice_of_every_group_composes(group):
         assert compose("quickstart", override, *more).experts
 
 
+def test_every_policy_is_a_choice_of_router_and_sets_both_levels_where_it_can():
+    assert {path.stem for path in (CONF_DIRECTORY / "router").glob("*.yaml")} == set(POLICIES)
+    for rule in RULES:
+        router = compose("quickstart", f"router={rule}").router
+        assert (router.policy, router.replica_policy) == (rule, rule)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["router.policy=fastest"], ["router.policy", "fastest", "cluster, round_robin"]),
+        (["router=random", "router.overflow=next_nearest"], ["router.overflow=next_nearest", "router.policy=cluster"]),
+        (["router.overflow=wait"], ["router.overflow=wait", "none, next_nearest"]),
         (["workload.users=[]"], ["workload.users", "[1,10,100]"]),
         (["router.default_expert=poet"], ["default_expert", "poet", "expert_0"]),
         (["cluster.ports=[9]"], ["cluster.ports", "[first,last]"]),

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erhpc.config import RouterConfig
 from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, unavailable, unknown_model
 from erhpc.gateway.metrics import Metrics
 from erhpc.gateway.replicas import Replica, find_missing_experts
-from erhpc.gateway.requests import choose_request_id, parse_inquiry
+from erhpc.gateway.requests import InquiryTraits, choose_request_id, parse_inquiry
 from erhpc.plan.specs import Endpoint
 
 
@@ -23,8 +24,16 @@ def turn(role, content):
     return {"role": role, "content": content}
 
 
+def traits(api, raw, *, session_header=None, **config):
+    return InquiryTraits(parse_inquiry(api, raw).content, session_header, RouterConfig(**config))
+
+
 def routed(api, raw, which="last_user", limit_chars=8192):
-    return parse_inquiry(api, raw).routed_text(which, limit_chars)
+    return traits(api, raw, text=which, text_limit_chars=limit_chars).text
+
+
+def prefix(api, raw, limit_chars=1024):
+    return traits(api, raw, prefix_limit_chars=limit_chars).prefix
 
 
 TALK = chat(turn("system", "be kind"), turn("user", "one"), turn("assistant", "two"), turn("user", "three"))
@@ -56,6 +65,40 @@ def test_completion_prompts_are_routed_and_token_numbers_are_not(prompt, text):
 
 def test_routed_text_is_cut_at_the_limit():
     assert routed("chat", chat(turn("user", "abcdef")), limit_chars=4) == "abcd"
+
+
+def test_the_prefix_of_a_chat_ends_with_the_first_user_turn_so_that_all_turns_of_a_conversation_share_it():
+    first = chat(turn("system", "be kind"), turn("user", "one"))
+    assert prefix("chat", first) == prefix("chat", TALK) == "be kind\none"
+    assert prefix("chat", chat(turn("system", "be kind"), turn("user", "two"))) != prefix("chat", first)
+
+
+def test_a_prefix_is_cut_at_the_limit_so_that_prompts_which_begin_alike_share_it():
+    assert prefix("chat", TALK, 4) == "be k"
+    assert prefix("chat", TALK, 9) == "be kind\no"
+    assert prefix("completions", json.dumps({"model": "auto", "prompt": "be kind to me"}).encode(), 7) == "be kind"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begin"),
+    [(["abcdef", "x"], "abcdef"), ([1, 22, 333, 4], "1 22"), ([[1, 22, 333], [4]], "1 22"), ([], ""), ([[]], "")],
+)
+def test_the_prefix_of_a_completion_is_that_of_its_first_prompt_be_it_text_or_tokens(prompt, begin):
+    assert prefix("completions", json.dumps({"model": "auto", "prompt": prompt}).encode(), 8) == begin
+
+
+def test_a_chat_without_words_has_no_prefix():
+    assert prefix("chat", chat({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]})) == ""
+
+
+@pytest.mark.parametrize(
+    ("header", "user", "session"),
+    [("h", "u", "h"), (None, "u", "u"), ("", "u", "u"), ("h", None, "h"), (None, None, None), (None, {"id": 7}, None)],
+)
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_the_header_says_whose_session_it_is_before_the_field_user(api, header, user, session):
+    raw = json.dumps({"model": "auto", "messages": [turn("user", "x")], "prompt": "x", "user": user}).encode()
+    assert traits(api, raw, session_header=header).session == session
 
 
 def test_a_body_that_names_the_served_model_is_forwarded_byte_for_byte():
@@ -151,10 +194,12 @@ def test_metrics_are_written_in_prometheus_text_with_escaped_labels():
     metrics = Metrics()
     metrics.requests['a"b', "r\\0", Outcome.OK] += 2
     metrics.add_classification(1500, default_used=True)
+    metrics.overflows["math", "code"] += 3
     lines = metrics.render([Replica(Endpoint(replica="r", expert="e", model="m", url=""))]).splitlines()
     assert r'erhpc_requests_total{expert="a\"b",replica="r\\0",outcome="ok"} 2' in lines
     assert 'erhpc_in_flight{replica="r"} 0' in lines
     assert "erhpc_default_expert_total 1" in lines
+    assert 'erhpc_overflow_total{from="math",to="code"} 3' in lines
     assert "erhpc_classify_seconds_sum 0.000001500" in lines
     assert "erhpc_classify_seconds_count 1" in lines
     assert all(line.startswith(("#", "erhpc_")) for line in lines)

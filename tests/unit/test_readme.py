@@ -9,7 +9,7 @@ import typing
 import pytest
 
 from erhpc.composition import CONF_DIRECTORY
-from erhpc.config import ExperimentConfig, LoadTestConfig
+from erhpc.config import POLICIES, RULES, ExperimentConfig, LoadTestConfig, RouterConfig
 from erhpc.results.record import LEVEL_COLUMNS, RECORD_COLUMNS
 from tests.readme import README, find_commands, find_first_cells, find_section
 from tests.unit.experiments import EXPERIMENTS
@@ -34,6 +34,26 @@ def test_every_workload_is_listed_and_no_other():
     stems = [path.stem for path in (CONF_DIRECTORY / "workload").glob("*.yaml")]
 
     assert sorted(find_first_cells(find_section("Load"))) == sorted(stems)
+
+
+def test_every_policy_is_listed_and_no_other():
+    assert find_first_cells(find_section("Routing")) == list(POLICIES)
+
+
+def test_of_replicas_too_are_the_rules():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no)\b[^|]*\|$", find_section("Routing"), re.MULTILINE)
+
+    assert [name for name, of_replicas in rows if of_replicas == "yes"] == list(RULES)
+    assert len(rows) == len(POLICIES)
+
+
+def test_every_key_of_the_router_that_is_told_exists_and_has_the_default_that_is_shown():
+    keys = re.findall(r"[`\s]router\.(\w+)(?:=(\S+?))?`", find_section("Routing"))
+
+    shown = {name: value for name, value in keys if value and name not in ("temperature", "overflow", "replica_policy")}
+    assert len(shown) == 4
+    assert {name: str(getattr(RouterConfig(), name)) for name in shown} == shown
+    assert {name for name, _ in keys} <= {field.name for field in dataclasses.fields(RouterConfig)}
 
 
 def has_key(kind, key):
