@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erhpc.config import RouterConfig
+from erhpc.gateway.admission import Admission
 from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, unavailable, unknown_model
 from erhpc.gateway.metrics import Metrics
 from erhpc.gateway.replicas import Replica, find_missing_experts
@@ -195,7 +196,11 @@ def test_metrics_are_written_in_prometheus_text_with_escaped_labels():
     metrics.requests['a"b', "r\\0", Outcome.OK] += 2
     metrics.add_classification(1500, default_used=True)
     metrics.overflows["math", "code"] += 3
-    lines = metrics.render([Replica(Endpoint(replica="r", expert="e", model="m", url=""))]).splitlines()
+    admission = Admission(1, 1, 1.0)
+    for _ in range(2):
+        admission.ask(lambda: None, 0.0)
+    lines = metrics.render([Replica(Endpoint(replica="r", expert="e", model="m", url=""))], admission).splitlines()
+    assert {"erhpc_admitted 1", "erhpc_queued 1"} <= set(lines)
     assert r'erhpc_requests_total{expert="a\"b",replica="r\\0",outcome="ok"} 2' in lines
     assert 'erhpc_in_flight{replica="r"} 0' in lines
     assert "erhpc_default_expert_total 1" in lines
