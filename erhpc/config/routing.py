@@ -9,6 +9,7 @@ from erhpc.errors import require_choice, require_range
 
 POLICIES = ("cluster", "round_robin", "random", "least_loaded", "none")
 ROUTED_TEXTS = ("last_user", "all")
+METHODS = ("cbtm", "content_words", "full_text")
 
 
 @dataclass
@@ -21,6 +22,8 @@ class RouterConfig:
     """Directory written by `python -m erhpc.fit`; None: fitted on `corpus` before the run is submitted."""
     corpus: str = DEMO_CORPUS
     """JSONL file to fit on when artefact is None; `demo` is the one erhpc ships."""
+    method: str = "cbtm"
+    """How a classifier is fitted when artefact is None: see FitConfig.method."""
     balanced: bool = False
     """Fit balanced k-means instead of plain."""
     dimensions: int = 100
@@ -35,6 +38,7 @@ class RouterConfig:
     def __post_init__(self) -> None:
         require_choice("router.policy", self.policy, POLICIES)
         require_choice("router.text", self.text, ROUTED_TEXTS)
+        require_choice("router.method", self.method, METHODS)
         require_range("router.text_limit_chars", self.text_limit_chars, 1)
         require_range("router.dimensions", self.dimensions, 1)
 
@@ -63,6 +67,10 @@ class FitConfig:
     corpus: str = DEMO_CORPUS
     """JSONL file with a `prompt` field per line; `demo` is the corpus erhpc ships."""
     clusters: int = 8
+    method: str = "cbtm"
+    """cbtm: the paper's reference; content words, counted plainly, k-means from random starts. content_words: the same
+    words, counted sub-linearly, k-means from merged small clusters. full_text: likewise, and stop words, numbers and
+    punctuation count too: better where the form of prompts tells their domain, worse where all are written alike."""
     balanced: bool = False
     """Balanced k-means: every cluster gets the same number of training prompts."""
     dimensions: int = 100
@@ -73,8 +81,22 @@ class FitConfig:
     seed: int = 0
     output: str = "runs/router"
     """Directory that receives the artefact."""
+    replicas: int | None = None
+    """Replicas to share out among the experts, at least one each; None: suggest nothing."""
+    quality_fits: int = 5
+    """Fits per method whose quality on held-out prompts is reported, with the seeds `seed`, `seed` + 1, ...; 0: no
+    report. The corpus must name domains."""
+    held_out: float = 0.2
+    """Share of the corpus that these fits do not see and are judged on; drawn anew for each seed."""
+    test_corpus: str | None = None
+    """JSONL file with domains to judge them on instead; they then see all of the corpus. None: hold out."""
 
     def __post_init__(self) -> None:
+        require_choice("method", self.method, METHODS)
         for name in ("clusters", "dimensions", "max_vocabulary", "iterations"):
             require_range(name, getattr(self, name), 1)
         require_range("seed", self.seed, 0)
+        require_range("quality_fits", self.quality_fits, 0)
+        require_range("held_out", self.held_out, 0.01, 0.9)
+        if self.replicas is not None:
+            require_range("replicas", self.replicas, self.clusters)
