@@ -87,7 +87,7 @@ def summarise(fitted: Fitted, num_prompts: int) -> str:
         f"written to {settings.output}; use it with router.artefact={settings.output}",
     ]
     if fitted.purity is not None:
-        lines.insert(1, f"purity: {fitted.purity:.1%} of the prompts share their cluster's main domain")
+        lines.insert(1, f"purity: {fitted.purity:.1%} of these prompts share their cluster's main domain")
     return "\n".join(lines)
 
 

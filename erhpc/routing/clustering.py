@@ -22,6 +22,8 @@ BID_STEP = 1e-3
 SMALL_PER_CLUSTER = 8
 """How many small clusters are merged into one start, if the points suffice."""
 SMALL_ITERATIONS = 20
+MAX_SAMPLE = 20_000
+"""Most points that starts are merged from: their distances to the small clusters must fit into memory."""
 _DECIMALS = 9
 """Points that agree to this many decimals count as one when the starting centres are drawn."""
 
@@ -52,16 +54,18 @@ def merged_starts(points: Points, clusters: int, rng: np.random.Generator) -> Po
     """Starting centres that lie where the points are: the centres of many small clusters, merged.
 
     Random starts often put two centres into one large group and none into a small one, and k-means cannot mend that.
-    Small clusters cover all groups; those that cost least are merged until as many as asked are left.
+    Small clusters cover all groups; those that cost least are merged until as many as asked are left. Equal points
+    count once.
 
     Raises:
         InputError: there are fewer different points than clusters.
     """
     different = _find_different(points, clusters)
-    small = min(SMALL_PER_CLUSTER * clusters, len(different))
-    centres = plain_centres(points, _draw(points, different, small, rng), SMALL_ITERATIONS)
+    sample = points[different] if len(different) <= MAX_SAMPLE else _draw(points, different, MAX_SAMPLE, rng)
+    small = min(SMALL_PER_CLUSTER * clusters, len(sample))
+    centres = plain_centres(sample, _draw(sample, np.arange(len(sample)), small, rng), SMALL_ITERATIONS)
     # One that no point is nearest to counts as one point: nothing is divided by 0.
-    sizes = np.maximum(np.bincount(nearest(points, centres), minlength=small), 1)
+    sizes = np.maximum(np.bincount(nearest(sample, centres), minlength=small), 1)
     return merge_centres(centres, sizes.astype(np.float64), clusters)
 
 
@@ -71,15 +75,19 @@ def merge_centres(centres: Points, sizes: Points, clusters: int) -> Points:
     Merging clusters of m and n points raises the sum of squared distances by m n / (m + n) times the squared distance
     of their centres; the pair that raises it least is merged (Ward, 1963, J. Am. Stat. Assoc. 58, 236-244).
     """
-    centres, sizes = centres.copy(), sizes.copy()
-    while len(centres) > clusters:
-        raises = squared_distances(centres, centres) * (sizes[:, None] * sizes / (sizes[:, None] + sizes))
-        np.fill_diagonal(raises, np.inf)
-        kept, gone = sorted(divmod(int(raises.argmin()), len(centres)))
+    centres, sizes, left = centres.copy(), sizes.copy(), np.ones(len(centres), dtype=np.bool_)
+    raises = squared_distances(centres, centres) * (sizes[:, None] * sizes / (sizes[:, None] + sizes))
+    np.fill_diagonal(raises, np.inf)
+    for _ in range(len(centres) - clusters):
+        kept, gone = divmod(int(raises.argmin()), len(centres))
         centres[kept] = np.average(centres[[kept, gone]], axis=0, weights=sizes[[kept, gone]])
         sizes[kept] += sizes[gone]
-        centres, sizes = np.delete(centres, gone, axis=0), np.delete(sizes, gone)
-    return centres
+        left[gone] = False
+        renewed = squared_distances(centres, centres[[kept]])[:, 0] * (sizes * sizes[kept] / (sizes + sizes[kept]))
+        renewed[kept] = np.inf
+        raises[kept] = raises[:, kept] = np.where(left, renewed, np.inf)
+        raises[gone] = raises[:, gone] = np.inf
+    return centres[left]
 
 
 def plain_centres(points: Points, starts: Points, iterations: int) -> Points:

@@ -96,6 +96,11 @@ def test_k_means_from_merged_starts_is_no_worse_than_from_most_random_ones():
     )
 
 
+def test_starts_of_very_many_points_are_found_from_some_of_them():
+    starts = merged_starts(blobs(15_000, 15_000, 500), 3, np.random.default_rng(0))
+    assert np.sort(starts[:, 0]) == pytest.approx([0, 10, 20], abs=0.2)
+
+
 def test_as_many_starts_as_different_points_are_those_points():
     points = np.array([[0.0], [1.0], [1.0], [5.0]])
     assert sorted(merged_starts(points, 3, np.random.default_rng(0)).ravel()) == [0, 1, 5]
