@@ -62,6 +62,7 @@ METHODS = {
     "content_words": Method(Reading(counts="log"), merged_starts),
     "full_text": Method(Reading(tokens="all", counts="log"), merged_starts),
 }
+"""What each name means; cbtm is the method of the paper."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def fit(texts: Sequence[str], settings: FitConfig, domains: Sequence[str] | None
 
 
 def cluster(space: Space, texts: Sequence[str], settings: FitConfig, domains: Sequence[str] | None = None) -> Fitted:
-    """The second half of `fit`: find the clusters of `texts` in the space learnt from them.
+    """Find the clusters of `texts` in the space learnt from them: the second half of `fit`, which takes all of it.
 
     Raises:
         InputError: there are fewer different prompts than clusters.
