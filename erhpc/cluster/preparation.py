@@ -157,6 +157,7 @@ def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:
         settings = FitConfig(
             corpus=router.corpus,
             clusters=len(experiment.experts),
+            method=router.method,
             balanced=router.balanced,
             dimensions=router.dimensions,
             seed=experiment.seed,

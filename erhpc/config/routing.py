@@ -12,6 +12,7 @@ POLICIES = ("cluster", *RULES, "none")
 OVERFLOWS = ("none", "next_nearest")
 RELAYS = ("fast", "plain")
 ROUTED_TEXTS = ("last_user", "all")
+METHODS = ("cbtm", "content_words", "full_text")
 
 
 @dataclass
@@ -50,6 +51,8 @@ class RouterConfig:
     """Directory written by `python -m erhpc.fit`; None: fitted on `corpus` before the run is submitted."""
     corpus: str = DEMO_CORPUS
     """JSONL file to fit on when artefact is None; `demo` is the one erhpc ships."""
+    method: str = "cbtm"
+    """How a classifier is fitted when artefact is None: see FitConfig.method."""
     balanced: bool = False
     """Fit balanced k-means instead of plain."""
     dimensions: int = 100
@@ -66,6 +69,7 @@ class RouterConfig:
         require_choice("router.replica_policy", self.replica_policy, RULES)
         self._check_overflow()
         require_choice("router.text", self.text, ROUTED_TEXTS)
+        require_choice("router.method", self.method, METHODS)
         for name in ("text_limit_chars", "prefix_limit_chars", "dimensions", "overflow_limit", "affinity_slack"):
             require_range(f"router.{name}", getattr(self, name), 1)
         require_range("router.affinity_factor", self.affinity_factor, 1, 1000)
@@ -75,7 +79,8 @@ class RouterConfig:
     def _check_overflow(self) -> None:
         if self.overflow == "wait":
             raise ConfigError(
-                f"router.overflow=wait is reserved: nothing waits in the gateway yet. Allowed: {', '.join(OVERFLOWS)}."
+                "router.overflow=wait is reserved: requests wait for a turn at the gateway (gateway.max_in_flight), not "
+                f"for an expert yet. Allowed: {', '.join(OVERFLOWS)}."
             )
         require_choice("router.overflow", self.overflow, OVERFLOWS)
 
@@ -125,18 +130,36 @@ class FitConfig:
     corpus: str = DEMO_CORPUS
     """JSONL file with a `prompt` field per line; `demo` is the corpus erhpc ships."""
     clusters: int = 8
+    method: str = "cbtm"
+    """cbtm: the paper's reference; content words, counted plainly, k-means from random starts. content_words: the same
+    words, counted sub-linearly, k-means from merged small clusters. full_text: likewise, and stop words, numbers and
+    punctuation count too: better where the form of prompts tells their domain, worse where all are written alike."""
     balanced: bool = False
     """Balanced k-means: every cluster gets the same number of training prompts."""
     dimensions: int = 100
-    """Dimensions of the truncated SVD."""
+    """Dimensions of the truncated SVD: about 16 for some hundred prompts, 64 for some thousand, 100 in c-BTM."""
     max_vocabulary: int = 50000
     """Most words kept, by document frequency; bounds the artefact's size and the gateway's memory."""
     iterations: int = 20
     seed: int = 0
     output: str = "runs/router"
     """Directory that receives the artefact."""
+    replicas: int | None = None
+    """Replicas to share out among the experts, at least one each; None: suggest nothing."""
+    quality_fits: int = 5
+    """Fits per method whose quality on held-out prompts is reported, with the seeds `seed`, `seed` + 1, ...; 0: no
+    report. The corpus must name domains."""
+    held_out: float = 0.2
+    """Share of the corpus that these fits do not see and are judged on; drawn anew for each seed."""
+    test_corpus: str | None = None
+    """JSONL file with domains to judge them on instead; they then see all of the corpus. None: hold out."""
 
     def __post_init__(self) -> None:
+        require_choice("method", self.method, METHODS)
         for name in ("clusters", "dimensions", "max_vocabulary", "iterations"):
             require_range(name, getattr(self, name), 1)
         require_range("seed", self.seed, 0)
+        require_range("quality_fits", self.quality_fits, 0)
+        require_range("held_out", self.held_out, 0.01, 0.9)
+        if self.replicas is not None:
+            require_range("replicas", self.replicas, self.clusters)

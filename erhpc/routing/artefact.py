@@ -21,9 +21,14 @@ from erhpc import __version__
 from erhpc.config import FitConfig
 from erhpc.errors import InputError
 from erhpc.routing.classifier import Classifier, FloatArray
+from erhpc.routing.features import Reading
 
-SCHEMA = 1
-"""Version of the folder's format; raised with every change that an older reader would misread."""
+SCHEMA = 2
+"""Version of the folder's format; raised with every change that an older reader would misread.
+
+1: the first one; texts were read as c-BTM does. 2: `reading` says how they are read.
+"""
+READABLE_SCHEMAS = (1, 2)
 METADATA_FILE = "classifier.json"
 VOCABULARY_FILE = "vocabulary.txt"
 ROWS_FILE = "rows.npy"
@@ -72,6 +77,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     """FitConfig of the fit, seed included."""
     corpus_sha256: str
+    reading: Reading = Reading()  # what schema 1, which does not name it, means
     num_clusters: int
     clusters: tuple[Cluster, ...]
     zero_share: float
@@ -108,9 +114,8 @@ def read_artefact(folder: Path) -> Classifier:
     """
     metadata = read_metadata(folder)
     vocabulary = _read_checked(folder / VOCABULARY_FILE, metadata).decode().splitlines()
-    classifier = Classifier(
-        vocabulary, _read_array(folder / ROWS_FILE, metadata), _read_array(folder / CENTRES_FILE, metadata)
-    )
+    rows, centres = (_read_array(folder / name, metadata) for name in (ROWS_FILE, CENTRES_FILE))
+    classifier = Classifier(vocabulary, rows, centres, metadata.reading)
     if not classifier.num_clusters == metadata.num_clusters == len(metadata.clusters):
         raise InputError(
             f"artefact {folder}: {CENTRES_FILE} has {classifier.num_clusters} clusters, {METADATA_FILE} names "
@@ -128,8 +133,9 @@ def read_metadata(folder: Path) -> Metadata:
     content = _read_file(folder / METADATA_FILE)
     try:
         schema = msgspec.json.decode(content, type=_Versioned).schema
-        if schema != SCHEMA:
-            raise InputError(f"artefact {folder} has schema {schema}, this erhpc reads {SCHEMA}. {_REMEDY}")
+        if schema not in READABLE_SCHEMAS:
+            readable = ", ".join(map(str, READABLE_SCHEMAS))
+            raise InputError(f"artefact {folder} has schema {schema}, this erhpc reads {readable}. {_REMEDY}")
         return msgspec.json.decode(content, type=Metadata)
     except msgspec.DecodeError as error:
         raise InputError(f"artefact {folder}: {METADATA_FILE} is malformed: {error}. {_REMEDY}") from error
@@ -147,6 +153,7 @@ def _encode(fitted: Fitted) -> dict[str, bytes]:
         erhpc_version=__version__,
         settings=asdict(fitted.settings),
         corpus_sha256=fitted.corpus_sha256,
+        reading=classifier.reading,
         num_clusters=classifier.num_clusters,
         clusters=fitted.clusters,
         zero_share=fitted.zero_share,

@@ -1,4 +1,4 @@
-"""Fits the c-BTM classifier to a corpus; the only home of scikit-learn.
+"""Fits a classifier to a corpus, as c-BTM does or by a method of METHODS; the only home of scikit-learn.
 
 This module knows no experts and no gateway: what it returns is served by `classifier` and stored by `artefact`.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,17 @@ from erhpc.corpus.prompts import Prompt
 from erhpc.errors import InputError
 from erhpc.routing.artefact import Cluster, Fitted, write_artefact
 from erhpc.routing.classifier import ZERO_LENGTH, Classifier
-from erhpc.routing.clustering import Labels, Points, balanced_centres, nearest, plain_centres
-from erhpc.routing.features import content_words
+from erhpc.routing.clustering import (
+    Labels,
+    Points,
+    balanced_centres,
+    merged_starts,
+    nearest,
+    plain_centres,
+    random_starts,
+)
+from erhpc.routing.features import Reading, content_words, words_and_marks
+from erhpc.routing.quality import compute_purity, find_main_domains
 
 NUM_TOP_TERMS = 8
 MIN_VOCABULARY = 2
@@ -32,13 +42,34 @@ MIN_VOCABULARY = 2
 NO_CLUSTER = -1
 """Label of a text with no known word."""
 
-content_words_of = partial(content_words, stop_words=ENGLISH_STOP_WORDS)
+FITTED_TOKENS: dict[str, Callable[[str], list[str]]] = {
+    "content": partial(content_words, stop_words=ENGLISH_STOP_WORDS),
+    "all": words_and_marks,
+}
+"""What a text is split into when a classifier is fitted, by `Reading.tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What FitConfig.method names: how texts are read, and where k-means starts."""
+
+    reading: Reading
+    draw_starts: Callable[[Points, int, np.random.Generator], Points]
+
+
+METHODS = {
+    "cbtm": Method(Reading(), random_starts),
+    "content_words": Method(Reading(counts="log"), merged_starts),
+    "full_text": Method(Reading(tokens="all", counts="log"), merged_starts),
+}
+"""What each name means; cbtm is the method of the paper."""
 
 
 @dataclass(frozen=True)
 class Space:
     """The space the clusters lie in, learnt from a corpus: scikit-learn's TF-IDF and truncated SVD."""
 
+    reading: Reading
     vectorizer: TfidfVectorizer
     svd: TruncatedSVD
 
@@ -54,18 +85,24 @@ def learn_space(texts: Sequence[str], settings: FitConfig) -> Space:
     """Learn vocabulary, word weights and dimensions; a corpus smaller than settings.dimensions gets fewer.
 
     Raises:
-        InputError: the corpus is empty, or has fewer than two words that are neither stop words nor numbers.
+        InputError: the corpus is empty, or has fewer than two words of those that settings.method counts.
     """
     if not texts:
         raise InputError(f"corpus={settings.corpus} has no prompts. Give a JSONL file with a `prompt` field per line.")
-    vocabulary = _choose_vocabulary(texts, settings)
-    vectorizer = TfidfVectorizer(analyzer=content_words_of, vocabulary=vocabulary)
+    reading = METHODS[settings.method].reading
+    split = FITTED_TOKENS[reading.tokens]
+    vectorizer = TfidfVectorizer(
+        analyzer=split,
+        lowercase=False,  # the analyzer does it, but for the token of numbers
+        vocabulary=_choose_vocabulary(texts, split, settings),
+        sublinear_tf=reading.counts == "log",
+    )
     weights = vectorizer.fit_transform(texts)
     svd = TruncatedSVD(n_components=min(settings.dimensions, *weights.shape), random_state=settings.seed)
     # scikit-learn also divides by the variance of the corpus, which is 0 where all texts are equal.
     with np.errstate(invalid="ignore", divide="ignore"):
         svd.fit(weights)
-    return Space(vectorizer, svd)
+    return Space(reading, vectorizer, svd)
 
 
 def fit(texts: Sequence[str], settings: FitConfig, domains: Sequence[str] | None = None) -> Fitted:
@@ -81,12 +118,19 @@ def fit(texts: Sequence[str], settings: FitConfig, domains: Sequence[str] | None
             f"clusters={settings.clusters}, but corpus={settings.corpus} has only {len(texts)} prompts. "
             "Use a larger corpus or fewer clusters."
         )
-    space = learn_space(texts, settings)
+    return cluster(learn_space(texts, settings), texts, settings, domains)
+
+
+def cluster(space: Space, texts: Sequence[str], settings: FitConfig, domains: Sequence[str] | None = None) -> Fitted:
+    """Find the clusters of `texts` in the space learnt from them: the second half of `fit`, which takes all of it.
+
+    Raises:
+        InputError: there are fewer different prompts than clusters.
+    """
     points = space.embed(texts)
     known = points.any(axis=1)
-    find_centres = balanced_centres if settings.balanced else plain_centres
     rng = np.random.default_rng(settings.seed)
-    centres = find_centres(points[known], settings.clusters, settings.iterations, rng)
+    centres = _find_centres(points[known], settings, rng)
     labels = _label(points, centres)
     return Fitted(
         classifier=_fuse(space, centres),
@@ -94,7 +138,7 @@ def fit(texts: Sequence[str], settings: FitConfig, domains: Sequence[str] | None
         corpus_sha256=_hash_texts(texts),
         clusters=_describe_clusters(labels, _top_terms(space, texts, labels, len(centres)), domains),
         zero_share=1 - float(known.mean()),
-        purity=_purity(labels, domains),
+        purity=_purity_within(labels, domains),
     )
 
 
@@ -112,33 +156,43 @@ def fit_to(folder: Path, prompts: Sequence[Prompt], settings: FitConfig) -> Fitt
 
 def reference_clusters(space: Space, centres: npt.NDArray[np.floating], texts: Sequence[str]) -> list[int | None]:
     """Clusters as scikit-learn's pipeline gives them, slowly: what `Classifier.classify` must reproduce."""
-    labels = _label(space.embed(texts), np.asarray(centres, dtype=np.float64))
-    return [None if label == NO_CLUSTER else int(label) for label in labels]
+    return _to_clusters(_label(space.embed(texts), np.asarray(centres, dtype=np.float64)))
 
 
-def _choose_vocabulary(texts: Sequence[str], settings: FitConfig) -> list[str]:
+def _choose_vocabulary(texts: Sequence[str], split: Callable[[str], list[str]], settings: FitConfig) -> list[str]:
     """The words that most texts have, in alphabetical order."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(set(content_words_of(text)))
+        counts.update(set(split(text)))
     by_frequency = sorted(counts, key=lambda word: (-counts[word], word))[: settings.max_vocabulary]
     if len(by_frequency) < MIN_VOCABULARY:
         raise InputError(
-            f"corpus={settings.corpus}: {len(by_frequency)} different words, neither English stop words nor numbers, "
-            f"were kept of {len(texts)} prompts (max_vocabulary={settings.max_vocabulary}); at least {MIN_VOCABULARY} "
-            "are needed. Give a corpus with more text."
+            f"corpus={settings.corpus}: {len(by_frequency)} different words, of those that method={settings.method} "
+            f"counts, were kept of {len(texts)} prompts (max_vocabulary={settings.max_vocabulary}); at least "
+            f"{MIN_VOCABULARY} are needed. Give a corpus with more text."
         )
     return sorted(by_frequency)
+
+
+def _find_centres(points: Points, settings: FitConfig, rng: np.random.Generator) -> Points:
+    starts = METHODS[settings.method].draw_starts(points, settings.clusters, rng)
+    if settings.balanced:
+        return balanced_centres(points, starts, settings.iterations, rng)
+    return plain_centres(points, starts, settings.iterations)
 
 
 def _label(points: Points, centres: Points) -> Labels:
     return np.where(points.any(axis=1), nearest(points, centres), NO_CLUSTER)
 
 
+def _to_clusters(labels: Labels) -> list[int | None]:
+    return [None if label == NO_CLUSTER else int(label) for label in labels]
+
+
 def _fuse(space: Space, centres: Points) -> Classifier:
     rows = space.vectorizer.idf_[:, None] * space.svd.components_.T
     vocabulary = space.vectorizer.get_feature_names_out().tolist()
-    return Classifier(vocabulary, rows.astype(np.float32), centres.astype(np.float32))
+    return Classifier(vocabulary, rows.astype(np.float32), centres.astype(np.float32), space.reading)
 
 
 def _hash_texts(texts: Sequence[str]) -> str:
@@ -166,23 +220,22 @@ def _top_terms(space: Space, texts: Sequence[str], labels: Labels, clusters: int
 def _describe_clusters(
     labels: Labels, terms: Sequence[tuple[str, ...]], domains: Sequence[str] | None
 ) -> tuple[Cluster, ...]:
+    clusters = _to_clusters(labels)
+    main = {} if domains is None else find_main_domains(clusters, domains)
     described = []
-    for cluster, top_terms in enumerate(terms):
-        share, counts = float((labels == cluster).mean()), _domains_in(labels == cluster, domains)
-        domain = max(sorted(counts), key=counts.__getitem__, default=None)
-        purity = None if domain is None else counts[domain] / counts.total()
-        described.append(Cluster(share=share, top_terms=top_terms, domain=domain, purity=purity))
+    for number, top_terms in enumerate(terms):
+        share, purity = (
+            float((labels == number).mean()),
+            _purity_within(np.where(labels == number, 0, NO_CLUSTER), domains),
+        )
+        described.append(Cluster(share=share, top_terms=top_terms, domain=main.get(number), purity=purity))
     return tuple(described)
 
 
-def _purity(labels: Labels, domains: Sequence[str] | None) -> float | None:
-    """Share of the labelled texts in a cluster whose domain is the commonest of their cluster."""
-    found = [_domains_in(labels == cluster, domains) for cluster in np.unique(labels[labels != NO_CLUSTER])]
-    total = sum(counts.total() for counts in found)
-    return sum(max(counts.values(), default=0) for counts in found) / total if total else None
-
-
-def _domains_in(members: npt.NDArray[np.bool_], domains: Sequence[str] | None) -> Counter[str]:
+def _purity_within(labels: Labels, domains: Sequence[str] | None) -> float | None:
+    """Purity of the labelled texts that are in a cluster."""
     if domains is None:
-        return Counter()
-    return Counter(domain for domain, inside in zip(domains, members, strict=True) if inside and domain)
+        return None
+    inside = labels != NO_CLUSTER
+    clusters, named = _to_clusters(labels[inside]), list(compress(domains, inside))
+    return compute_purity(clusters, named, find_main_domains(clusters, named))

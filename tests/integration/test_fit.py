@@ -12,7 +12,7 @@ import pytest
 from erhpc.config import DEMO_CORPUS, FitConfig
 from erhpc.corpus.prompts import read_prompts
 from erhpc.routing.artefact import read_artefact, read_metadata
-from erhpc.routing.fitting import fit, learn_space, reference_clusters
+from erhpc.routing.fitting import METHODS, fit, learn_space, reference_clusters
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,10 @@ def run_fit(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("balanced", [False, True])
-def test_the_served_classifier_agrees_with_scikit_learn_on_1000_prompts(prompts, thousand_texts, balanced):
-    settings, texts = FitConfig(balanced=balanced), [prompt.text for prompt in prompts]
+def test_the_served_classifier_agrees_with_scikit_learn_on_1000_prompts(prompts, thousand_texts, method, balanced):
+    settings, texts = FitConfig(method=method, balanced=balanced), [prompt.text for prompt in prompts]
     classifier, space = fit(texts, settings).classifier, learn_space(texts, settings)
     served = [classifier.classify(text).cluster for text in thousand_texts]
     assert len(served) == 1000
@@ -51,7 +52,7 @@ def test_a_balanced_fit_leaves_no_cluster_nearly_empty(prompts):
 
 
 def test_fit_writes_an_artefact_and_shows_its_clusters(tmp_path):
-    done = run_fit(tmp_path, "clusters=4", "balanced=true", "output=made/router")
+    done = run_fit(tmp_path, "clusters=4", "balanced=true", "quality_fits=0", "output=made/router")
     assert (done.returncode, done.stderr) == (0, "")
     metadata = read_metadata(tmp_path / "made" / "router")
     assert read_artefact(tmp_path / "made" / "router").num_clusters == 4
@@ -69,12 +70,63 @@ def test_fit_reads_a_corpus_without_domains_and_shows_none(tmp_path):
     done = run_fit(tmp_path, "corpus=mine.jsonl", "clusters=2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "purity" not in done.stdout
+    assert "NMI" not in done.stdout
     assert read_metadata(tmp_path / "runs" / "router").purity is None
+
+
+def rows_of(output):
+    """Cells of each line of the tables that a verb printed."""
+    lines = [line for line in output.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_fit_compares_the_methods_on_prompts_it_has_not_seen(tmp_path):
+    done = run_fit(tmp_path, "clusters=8", "quality_fits=2", "replicas=12")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = rows_of(done.stdout)
+    assert sum(int(row[3]) for row in rows[:8]) == 12
+    assert [row[:2] for row in rows[8:]] == [[method, rule] for method in METHODS for rule in ("plain", "balanced")]
+    for _method, _rule, purity, nmi, entropy, zero_share, mean_us, p99_us, shares in rows[8:]:
+        assert 1 / 8 < float(purity.split()[0]) < 1
+        assert 0 < float(nmi) < 1
+        assert 1 < float(entropy.split()[0]) <= 3
+        assert 0 <= float(zero_share.rstrip("%")) < 20
+        assert 0 < float(mean_us) <= float(p99_us)
+        assert sum(map(float, shares.split())) == pytest.approx(100 - float(zero_share.rstrip("%")), abs=5)
+    assert "seeds 0 to 1, judged on 20% of 512 prompts" in done.stdout
+
+
+def test_fit_judges_by_a_file_of_other_prompts(tmp_path, prompts):
+    lines = [json.dumps({"prompt": prompt.text, "domain": prompt.domain}) for prompt in prompts[::8]]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines))
+    done = run_fit(tmp_path, "quality_fits=1", "test_corpus=other.jsonl")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "judged on the 64 prompts of other.jsonl" in done.stdout
+
+
+def test_a_corpus_too_small_to_hold_prompts_out_is_fitted_nonetheless(tmp_path):
+    texts = ["apple pear plum", "pear plum cherry", "engine valve gear", "valve gear piston"]
+    lines = [json.dumps({"prompt": text, "domain": text.split()[0]}) for text in texts]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    done = run_fit(tmp_path, "corpus=mine.jsonl", "clusters=4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "quality: not measured. clusters=4, but the corpus has only 3 prompts" in done.stdout
+    assert read_artefact(tmp_path / "runs" / "router").num_clusters == 4
+
+
+def test_the_quality_is_left_out_where_no_fits_are_asked_for(tmp_path):
+    done = run_fit(tmp_path, "quality_fits=0")
+    assert done.returncode == 0
+    assert "NMI" not in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("method=magic",), "ConfigError: method='magic' is not known. Allowed: cbtm, content_words, full_text"),
+        (("replicas=7",), "ConfigError: replicas=7 is out of range. Allowed: at least 8"),
+        (("held_out=1",), "ConfigError: held_out=1.0 is out of range. Allowed: from 0.01 to 0.9"),
+        (("test_corpus=absent.jsonl",), "prompts file absent.jsonl"),
         (("corpus=absent.jsonl",), "prompts file absent.jsonl"),
         (("clusters=5000",), "InputError: clusters=5000, but corpus=demo has only"),
         (("clusters=0",), "ConfigError: clusters=0 is out of range"),

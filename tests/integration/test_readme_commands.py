@@ -211,6 +211,13 @@ def check_fit(command, tmp_path, environment):
     assert (tmp_path / "router" / "classifier.json").exists()
 
 
+def check_routing_quality(command, tmp_path, environment):
+    output = execute(f"{command} output={tmp_path}/router", env=environment)
+
+    for shown in ("replicas", "NMI", "entropy", "cbtm", "content_words", "full_text", "seeds 0 to 4"):
+        assert shown in output
+
+
 EXPECTED = {
     "make demo": check_demo,
     ". .venv/bin/activate": check_activation,
@@ -234,6 +241,7 @@ EXPECTED = {
     "python -m erhpc.launch --multirun +experiment=llama3_8b_tp1,baseline_llama3_8b_tp8": check_multirun,
     "python -m erhpc.report runs/quickstart": check_report,
     "python -m erhpc.fit corpus=demo clusters=8 output=runs/router": check_fit,
+    "python -m erhpc.fit corpus=demo clusters=8 replicas=16": check_routing_quality,
 }
 
 

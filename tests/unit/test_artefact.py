@@ -12,15 +12,16 @@ from erhpc.config import FitConfig
 from erhpc.errors import InputError
 from erhpc.routing.artefact import SCHEMA, Cluster, Fitted, read_artefact, read_metadata, write_artefact
 from erhpc.routing.classifier import Classifier
+from erhpc.routing.features import Reading
 
 WORDS = ("apple", "engine", "größe")
 
 
-def fitted(words=WORDS, seed=0):
+def fitted(words=WORDS, seed=0, reading=None):
     rows = np.random.default_rng(seed).normal(size=(len(words), 2)).astype(np.float32)
     clusters = (Cluster(share=0.75, top_terms=("apple",), domain="fruit", purity=0.9), Cluster(share=0.2, top_terms=()))
     return Fitted(
-        classifier=Classifier(words, rows, np.eye(2, dtype=np.float32)),
+        classifier=Classifier(words, rows, np.eye(2, dtype=np.float32), reading),
         settings=FitConfig(clusters=2, seed=seed),
         corpus_sha256="c0ffee",
         clusters=clusters,
@@ -106,9 +107,31 @@ def test_a_missing_folder_is_an_error_that_says_how_to_make_one(tmp_path):
         read_artefact(tmp_path / "nowhere")
 
 
+def test_a_classifier_reads_texts_as_it_did_when_it_was_written(tmp_path):
+    reading = Reading(tokens="all", counts="log")
+    write_artefact(tmp_path / "router", fitted(words=("?", "#NUMBER", "a"), reading=reading))
+    assert read_artefact(tmp_path / "router").reading == reading
+
+
+def test_an_artefact_of_schema_1_is_read_as_c_btm(folder):
+    path = folder / "classifier.json"
+    written = msgspec.json.decode(path.read_bytes())
+    del written["reading"]
+    path.write_bytes(msgspec.json.encode(written | {"schema": 1}))
+    classifier = read_artefact(folder)
+    assert classifier.reading == Reading(tokens="content", counts="plain")
+    assert classifier.classify("apple 12").distances2 == pytest.approx(fitted().classifier.classify("apple").distances2)
+
+
+def test_a_way_of_reading_that_is_not_known_is_refused(folder):
+    change_metadata(folder, reading={"tokens": "syllables", "counts": "plain"})
+    with pytest.raises(InputError, match="reads tokens as 'syllables', this erhpc knows content, all"):
+        read_artefact(folder)
+
+
 def test_another_schema_is_named(folder):
     change_metadata(folder, schema=SCHEMA + 1, clusters="in a form of the future")
-    with pytest.raises(InputError, match=f"has schema {SCHEMA + 1}, this erhpc reads {SCHEMA}"):
+    with pytest.raises(InputError, match=f"has schema {SCHEMA + 1}, this erhpc reads 1, {SCHEMA}"):
         read_artefact(folder)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from erhpc.errors import InputError
 from erhpc.routing.classifier import Classifier
+from erhpc.routing.features import NUMBER, Reading
 
 VOCABULARY = ("apple", "pear", "engine", "noise")
 ROWS = np.array([[1, 0], [2, 0], [0, 1], [0, 1e-17]], dtype=np.float32)
@@ -26,6 +27,22 @@ def test_a_text_goes_to_the_nearest_centre(classifier):
 def test_words_count_as_often_as_they_occur_and_as_much_as_they_weigh(classifier):
     assert classifier.classify("engine pear").cluster == 0
     assert classifier.classify("engine engine engine engine engine pear").cluster == 1
+
+
+def test_a_logarithmic_classifier_counts_a_token_that_occurs_n_times_1_plus_ln_n_times():
+    classifier = Classifier(VOCABULARY, ROWS, CENTRES, Reading(counts="log"))
+    twice = np.array([2 * (1 + np.log(2)), 1]) / np.hypot(2 * (1 + np.log(2)), 1)
+    expected = np.square(twice - CENTRES).sum(axis=1)
+    assert classifier.classify("pear engine pear").distances2 == pytest.approx(expected, abs=1e-6)
+    # Counted plainly, five would outweigh the pear.
+    assert classifier.classify("engine engine engine engine engine pear").cluster == 1
+    assert classifier.classify("engine engine pear").cluster == 0
+
+
+def test_a_classifier_of_all_tokens_knows_numbers_and_marks():
+    rows = np.array([[1, 0], [0, 1]], dtype=np.float32)
+    classifier = Classifier([NUMBER, "?!"], rows, np.eye(2, dtype=np.float32), Reading(tokens="all"))
+    assert [classifier.classify(text).cluster for text in ("12", "3rd", "so?!", "so ?", "")] == [0, 0, 1, None, None]
 
 
 def test_distances_are_squared_and_from_the_unit_vector(classifier):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
-from erhpc.routing.features import content_words, is_number, words
+from erhpc.errors import InputError
+from erhpc.routing.features import NUMBER, Reading, content_words, is_number, words, words_and_marks
 
 analyze = CountVectorizer().build_analyzer()
 
@@ -31,3 +33,29 @@ def test_stop_words_and_numbers_are_no_content():
 
 def test_repetitions_are_kept_in_order():
     assert content_words("cat dog cat", ()) == ["cat", "dog", "cat"]
+
+
+def test_words_and_marks_are_everything_but_space():
+    assert words_and_marks("If x_1 >= 10: return 'No'") == ["if", "x_1", ">=", NUMBER, ":", "return", "'", "no", "'"]
+
+
+def test_numbers_of_any_script_and_length_are_one_token():
+    assert words_and_marks("7 1,000 5am ٣٤ 2.5") == [NUMBER, NUMBER, ",", NUMBER, NUMBER, NUMBER, NUMBER, ".", NUMBER]
+
+
+@given(st.text(st.characters()))
+@example("a\u2028b \x85 c\x1cd \ud800 e\ud800f 東京、")
+def test_words_and_marks_can_be_written_one_per_line(text):
+    tokens = words_and_marks(text)
+    assert "".join(f"{token}\n" for token in tokens).encode().decode().splitlines() == tokens
+
+
+@given(st.text())
+def test_every_word_is_among_words_and_marks_or_a_number(text):
+    assert {word for word in words(text) if not is_number(word)} <= set(words_and_marks(text))
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": "syllables"}, {"counts": "double"}])
+def test_an_unknown_way_of_reading_is_refused(wrong):
+    with pytest.raises(InputError, match="this erhpc knows"):
+        Reading(**wrong)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from erhpc.config import FitConfig
+from erhpc.config.routing import METHODS as METHOD_NAMES
 from erhpc.corpus.prompts import Prompt
 from erhpc.errors import InputError
 from erhpc.routing.artefact import read_artefact, read_metadata
-from erhpc.routing.fitting import fit, fit_to, learn_space, reference_clusters
+from erhpc.routing.fitting import METHODS, fit, fit_to, learn_space, reference_clusters
 
 FRUIT = ["apple pear plum", "pear plum cherry", "apple cherry pear", "plum apple cherry pear"]
 ENGINES = ["engine piston valve", "valve engine gear", "piston gear engine", "gear valve piston engine"]
@@ -29,10 +30,15 @@ def shares_of(fitted):
     return tuple(cluster.share for cluster in fitted.clusters)
 
 
+def test_every_method_of_the_configuration_can_be_fitted_and_no_other():
+    assert tuple(METHODS) == METHOD_NAMES
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_texts_on_one_matter_share_a_cluster(balanced, seed):
-    fitted = fit(TEXTS, settings(balanced=balanced, seed=seed), DOMAINS)
+def test_texts_on_one_matter_share_a_cluster(method, balanced, seed):
+    fitted = fit(TEXTS, settings(method=method, balanced=balanced, seed=seed), DOMAINS)
     assert {cluster_of(fitted, text) for text in FRUIT}.isdisjoint(cluster_of(fitted, text) for text in ENGINES)
     assert shares_of(fitted) == (0.5, 0.5)
     assert fitted.purity == 1
@@ -65,9 +71,21 @@ def test_prompts_with_no_known_word_belong_to_no_cluster_and_are_counted():
     assert {cluster.domain for cluster in fitted.clusters} == {"fruit", "engines"}
 
 
-def test_numbers_and_stop_words_are_no_part_of_the_vocabulary():
-    fitted = fit(["the 12 apples", "a 3rd engine of 1984"], settings())
+@pytest.mark.parametrize("method", ["cbtm", "content_words"])
+def test_numbers_and_stop_words_are_no_part_of_the_vocabulary_of_content_words(method):
+    fitted = fit(["the 12 apples", "a 3rd engine of 1984"], settings(method=method))
     assert fitted.classifier.vocabulary == ("apples", "engine")
+
+
+def test_the_full_text_has_stop_words_numbers_and_marks():
+    fitted = fit(["the 12 apples!?", "a 3rd engine of 1984"], settings(method="full_text"))
+    assert fitted.classifier.vocabulary == ("!?", "#NUMBER", "a", "apples", "engine", "of", "the")
+
+
+def test_a_sum_is_a_zero_vector_to_c_btm_but_not_to_the_full_text():
+    texts = [*TEXTS, "1 + 1 = 2", "(3 - 4) * 5 ="]
+    assert fit(texts, settings()).zero_share == pytest.approx(0.2)
+    assert fit(texts, settings(method="full_text")).zero_share == 0
 
 
 def test_the_vocabulary_keeps_the_words_that_most_prompts_have():
@@ -104,8 +122,10 @@ def test_shares_are_those_of_the_served_classifier():
     assert shares_of(fitted) == tuple(served.count(cluster) / len(texts) for cluster in range(3))
 
 
-def test_the_served_classifier_agrees_with_the_reference_on_mixed_texts():
-    fitted, space = fit(TEXTS, settings(dimensions=3)), learn_space(TEXTS, settings(dimensions=3))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_served_classifier_agrees_with_the_reference_on_mixed_texts(method):
+    chosen = settings(dimensions=3, method=method)
+    fitted, space = fit(TEXTS, chosen), learn_space(TEXTS, chosen)
     texts = [*TEXTS, "apple engine engine", "Pear! 12 valves, a valve", "", "unknown", "gear gear plum plum plum"]
     assert reference_clusters(space, fitted.classifier.centres, texts) == [cluster_of(fitted, text) for text in texts]
 

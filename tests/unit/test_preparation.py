@@ -6,10 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from erhpc.cluster.preparation import check_workload, describe_source
-from erhpc.config import WorkloadConfig
+from erhpc.cluster.preparation import check_workload, describe_source, prepare_artefact
+from erhpc.composition import compose_experiment, to_config
+from erhpc.config import ExperimentConfig, WorkloadConfig
 from erhpc.corpus.prompts import hash_source
 from erhpc.errors import InputError
+from erhpc.routing.artefact import read_artefact, read_metadata
+from erhpc.routing.features import Reading
 
 
 @pytest.fixture
@@ -53,3 +56,11 @@ def test_a_mixture_of_domains_that_no_prompt_has_is_found_before_the_run():
 
 def test_synthetic_texts_need_no_file():
     assert check_workload(WorkloadConfig(format="synthetic", prompts="nowhere")) is None
+
+
+def test_a_run_without_an_artefact_fits_one_by_the_method_of_its_router(tmp_path):
+    overrides = ["+experiment=quickstart", "router.method=full_text", "router.dimensions=8"]
+    prepare_artefact(to_config(compose_experiment(overrides), ExperimentConfig), tmp_path / "router")
+
+    assert read_metadata(tmp_path / "router").settings["method"] == "full_text"
+    assert read_artefact(tmp_path / "router").reading == Reading(tokens="all", counts="log")
