@@ -79,7 +79,7 @@ class RouterConfig:
     def _check_overflow(self) -> None:
         if self.overflow == "wait":
             raise ConfigError(
-                "router.overflow=wait is reserved: requests wait for a turn at the gateway (gateway.max_in_flight), not "
+                "router.overflow=wait is reserved: requests wait at the gateway as a whole (gateway.max_in_flight), not "
                 f"for an expert yet. Allowed: {', '.join(OVERFLOWS)}."
             )
         require_choice("router.overflow", self.overflow, OVERFLOWS)
