@@ -79,8 +79,8 @@ class RouterConfig:
     def _check_overflow(self) -> None:
         if self.overflow == "wait":
             raise ConfigError(
-                "router.overflow=wait is reserved: requests wait at the gateway as a whole (gateway.max_in_flight), not "
-                f"for an expert yet. Allowed: {', '.join(OVERFLOWS)}."
+                "router.overflow=wait is reserved: requests wait at the gateway (gateway.max_in_flight), not for an "
+                f"expert yet. Allowed: {', '.join(OVERFLOWS)}."
             )
         require_choice("router.overflow", self.overflow, OVERFLOWS)
 
