@@ -96,6 +96,7 @@ class Caller(asyncio.Protocol):
         "_buffer",
         "_front",
         "_head",
+        "_is_full",
         "_is_paused",
         "_passage",
         "_since_s",
@@ -118,6 +119,9 @@ class Caller(asyncio.Protocol):
         self._since_s: float | None = None
         """Since when nothing has changed, as far as `check_times` knows."""
         self._is_paused = False
+        """Whether nothing more is read from the client for now."""
+        self._is_full = False
+        """Whether the client has yet to read much of what was written."""
 
     @property
     def is_busy(self) -> bool:
@@ -151,11 +155,13 @@ class Caller(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
+        self._is_full = True
         if self._passage is not None:
             self._passage.pause()
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
+        self._is_full = False
         if self._passage is not None:
             self._passage.resume()
 
@@ -285,4 +291,6 @@ class Caller(asyncio.Protocol):
             self._give_place_up()
             return
         self._passage = Passage(self, front.desk, forward, front.pools[forward.replica.name], front.key)
+        if self._is_full:
+            self._passage.pause()
         self._passage.start()

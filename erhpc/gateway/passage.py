@@ -138,6 +138,9 @@ class Passage:
 
     def take(self, data: bytes, *, is_over: bool) -> None:
         """See `Listener.take`."""
+        if is_over:
+            # Before writing, which may fill the client's buffers: the connection is another's now and must not pause.
+            self._upstream = None
         if self._has_written:
             self._caller.write(data)
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
@@ -147,7 +150,6 @@ class Passage:
             self._kept.append(data)
             self._kept_bytes += len(data)
         if is_over:
-            self._upstream = None
             self._finish(keeps_alive=not self._is_open_ended)
 
     def break_off(self, reason: str) -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(60)
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "é"}], "stream": True}).encode()
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST = b"0\r\n\r\n"
 
@@ -76,7 +77,8 @@ class House:
 
     async def metric(self, name: str) -> float:
         _, body = await self.ask(request(b"", "/metrics", "GET"))
-        return float(next(line for line in body.decode().splitlines() if line.startswith(name)).rpartition(" ")[2])
+        lines = [line for line in body.decode().splitlines() if line.startswith(name)]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
 
     async def requests(self, outcome: str) -> float:
         return await self.metric(f'erhpc_requests_total{{expert="a",replica="a-0",outcome="{outcome}"}}')
@@ -368,8 +370,12 @@ async def test_a_client_that_reads_slowly_slows_its_replica_down():
             writer.write(flood)
             await writer.drain()
             sent_bytes += len(flood)
-        writer.write(LAST)
+        writer.write(flood[:-2])
         await writer.drain()
+        writer.write(flood[-2:] + LAST)
+        await writer.drain()
+        await read_request(reader)
+        writer.write(WHOLE)
 
     async with housing(script=stream_much) as house:
         reader, writer = await house.connect()
@@ -384,7 +390,33 @@ async def test_a_client_that_reads_slowly_slows_its_replica_down():
         while not body.endswith(LAST):
             body = body[-8:] + await asyncio.wait_for(reader.read(1 << 20), 20)
         assert sent_bytes == num_floods * len(flood)
+        # The replica's connection, which was paused in between, serves the next request.
+        writer.write(request())
+        assert b"[DONE]" in (await asyncio.wait_for(read_response(reader), 5))[1]
+        assert house.num_connections == 1
         writer.close()
+
+
+async def test_an_answer_that_its_client_does_not_read_leaves_the_connection_fit_for_others():
+    body = b"[" + b" " * 900_000 + b"]"
+    whole = JSON_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    async with housing(whole) as house:
+        _, writer = await house.connect()
+        for number in range(12):  # 10 MB: more than the buffers of all sockets on the way
+            writer.write(request())
+            try:
+                async with asyncio.timeout(1):
+                    while True:
+                        if await house.requests("ok") == 2 * number + 1:
+                            break
+                        await asyncio.sleep(0.01)
+            except TimeoutError:
+                break  # its buffers are full: its own requests must wait
+            assert (await asyncio.wait_for(house.ask(request()), 5))[1] == body
+        else:
+            pytest.fail("the buffers never were full")
+        assert (await asyncio.wait_for(house.ask(request()), 5))[1] == body
+        writer.transport.abort()
 
 
 async def test_a_silent_replica_is_given_up():
@@ -414,6 +446,11 @@ async def test_many_clients_that_leave_leave_nothing_behind():
 
         async with asyncio.timeout(10):
             while True:
-                if await house.metric('erhpc_in_flight{replica="a-0"}') == 0:
+                if await house.metric("erhpc_admitted") == 0:
                     break
                 await asyncio.sleep(0.01)
+        assert await house.metric('erhpc_in_flight{replica="a-0"}') == 0
+        assert await house.metric("erhpc_queued") == 0
+        _, metrics = await house.ask(request(b"", "/metrics", "GET"))
+        assert b'outcome="ok"' not in metrics
+        assert b'outcome="broken"' not in metrics
