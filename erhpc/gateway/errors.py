@@ -5,12 +5,15 @@ It knows no request and no replica state; who raises an error decides what it sa
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
 from aiohttp import web
 
+LOCAL_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""Failures to connect that say nothing about the replica."""
 RETRY_AFTER_S = 1
 """When a client that was turned away may come back."""
 
@@ -72,6 +75,24 @@ class ReplicaError(ApiError):
         super().__init__(status, message, code=f"replica_{outcome}")
         self.outcome = outcome
         self.is_down = is_down
+
+
+def unreachable(replica: str, error: Exception, number: int | None) -> ReplicaError:
+    """502: there is no connection to `replica`; `number` is the errno, if there is one."""
+    reason = f"{type(error).__name__}, errno {number}" if number else type(error).__name__
+    text = f"Replica {replica} cannot be reached ({reason}). Ask again."
+    return ReplicaError(502, text, Outcome.UNREACHABLE, is_down=number not in LOCAL_SHORTAGES)
+
+
+def broken(replica: str) -> ReplicaError:
+    """502: `replica` broke off."""
+    return ReplicaError(502, f"Replica {replica} broke off its answer. Ask again.", Outcome.BROKEN)
+
+
+def silent(replica: str, idle_timeout_s: float) -> ReplicaError:
+    """504: `replica` sent nothing for too long."""
+    patience = f"{idle_timeout_s:g} s (gateway.idle_timeout_s)"
+    return ReplicaError(504, f"Replica {replica} was silent for {patience}.", Outcome.SILENT)
 
 
 class Unavailable(ApiError):

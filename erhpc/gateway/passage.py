@@ -11,8 +11,8 @@ from typing import Protocol
 
 from erhpc.gateway.answers import build_error, build_head
 from erhpc.gateway.desk import Desk, Flight, Forward
-from erhpc.gateway.errors import Outcome, ReplicaError
-from erhpc.gateway.relay import EVENT_STREAM, LOCAL_SHORTAGES, PASSED_HEADERS, judge_status
+from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
+from erhpc.gateway.relay import EVENT_STREAM, PASSED_HEADERS, judge_status
 from erhpc.gateway.upstream import Upstream, UpstreamPool
 from erhpc.http1.framing import ChunkedFraming
 from erhpc.http1.head import ResponseHead
@@ -116,9 +116,7 @@ class Passage:
         if num_pieces != self._num_pieces or self._silent_since_s is None or self._is_paused:
             self._num_pieces, self._silent_since_s = num_pieces, now_s
         elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
-            patience = f"{self._limits.idle_timeout_s:g} s (gateway.idle_timeout_s)"
-            text = f"Replica {self._forward.replica.name} was silent for {patience}."
-            self._fail(ReplicaError(504, text, Outcome.SILENT))
+            self._fail(silent(self._forward.replica.name, self._limits.idle_timeout_s))
 
     def begin(self, head: ResponseHead) -> None:
         """See `Listener.begin`."""
@@ -160,15 +158,14 @@ class Passage:
             self._upstream = None
             self._open()
             return
-        text = f"Replica {self._forward.replica.name} broke off its answer. Ask again."
-        self._fail(ReplicaError(502, text, Outcome.BROKEN))
+        self._fail(broken(self._forward.replica.name))
 
     async def _connect(self) -> None:
         try:
             upstream = await self._pool.connect()
         except OSError as error:
             self._connecting = None
-            self._fail(self._describe_unreachable(error))
+            self._fail(unreachable(self._forward.replica.name, error, error.errno))
             return
         self._connecting = None
         self._ask(upstream)
@@ -188,12 +185,6 @@ class Passage:
             f"content-length: {len(forward.body)}\r\n\r\n"
         )
         return head.encode("latin-1") + forward.body
-
-    def _describe_unreachable(self, error: OSError) -> ReplicaError:
-        number = error.errno
-        reason = f"{type(error).__name__}, errno {number}" if number else type(error).__name__
-        text = f"Replica {self._forward.replica.name} cannot be reached ({reason}). Ask again."
-        return ReplicaError(502, text, Outcome.UNREACHABLE, is_down=number not in LOCAL_SHORTAGES)
 
     def _fail(self, error: ReplicaError) -> None:
         """Tell the client that there is no answer, or no more of it."""

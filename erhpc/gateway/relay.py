@@ -6,7 +6,6 @@ implements `Relay` beside this one.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -15,14 +14,12 @@ from aiohttp import web
 
 from erhpc.config import GatewayConfig
 from erhpc.gateway.desk import Forward
-from erhpc.gateway.errors import Outcome, ReplicaError
+from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
 from erhpc.plan.protocol import KEEP_ALIVE_S
 
 EVENT_STREAM = "text/event-stream"
 PASSED_HEADERS = ("Content-Type", "Content-Encoding", "Cache-Control", "Retry-After", "x-erhpc-engine")
 """Headers of a replica's answer that reach the client."""
-LOCAL_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
-"""Failures to connect that say nothing about the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +117,14 @@ class PlainRelay:
             end = chunk[-2:]
 
     def _break_off(self, forward: Forward, error: Exception) -> ReplicaError:
-        if isinstance(error, TimeoutError):
-            patience = f"{self._idle_timeout_s:g} s (gateway.idle_timeout_s)"
-            return ReplicaError(504, f"Replica {forward.replica.name} was silent for {patience}.", Outcome.SILENT)
-        return ReplicaError(502, f"Replica {forward.replica.name} broke off its answer. Ask again.", Outcome.BROKEN)
+        name = forward.replica.name
+        return silent(name, self._idle_timeout_s) if isinstance(error, TimeoutError) else broken(name)
 
 
 def raise_unreachable(forward: Forward, error: aiohttp.ClientError) -> NoReturn:
     """Raise what is answered when there is no connection to a replica."""
     number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
-    reason = f"{type(error).__name__}, errno {number}" if number else type(error).__name__
-    message = f"Replica {forward.replica.name} cannot be reached ({reason}). Ask again."
-    raise ReplicaError(502, message, Outcome.UNREACHABLE, is_down=number not in LOCAL_SHORTAGES) from error
+    raise unreachable(forward.replica.name, error, number) from error
 
 
 def join_headers(forward: Forward, upstream: aiohttp.ClientResponse) -> dict[str, str]:
