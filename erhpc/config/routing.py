@@ -9,7 +9,7 @@ from erhpc.errors import ConfigError, require_choice, require_range
 
 RULES = ("round_robin", "random", "least_loaded", "power_of_two", "prefix_affinity", "session")
 POLICIES = ("cluster", *RULES, "none")
-OVERFLOWS = ("none", "next_nearest")
+OVERFLOWS = ("none", "wait", "next_nearest")
 RELAYS = ("fast", "plain")
 ROUTED_TEXTS = ("last_user", "all")
 METHODS = ("cbtm", "content_words", "full_text")
@@ -33,8 +33,8 @@ class RouterConfig:
     overflow: str = "none"
     """cluster only: what becomes of a prompt whose expert is full or down.
 
-    none: it goes there all the same, or is answered 503 if the expert is down; next_nearest: to the nearest expert with
-    room. `wait` is reserved.
+    none: it goes there all the same, or is answered 503 if the expert is down; wait: it waits for room, up to
+    gateway.queue_timeout_s; next_nearest: to the nearest expert with room.
     """
     overflow_limit: int = 256
     """Requests in flight per live replica from which an expert is full; max_num_seqs of the experts is a good value."""
@@ -67,7 +67,7 @@ class RouterConfig:
     def __post_init__(self) -> None:
         require_choice("router.policy", self.policy, POLICIES)
         require_choice("router.replica_policy", self.replica_policy, RULES)
-        self._check_overflow()
+        require_choice("router.overflow", self.overflow, OVERFLOWS)
         require_choice("router.text", self.text, ROUTED_TEXTS)
         require_choice("router.method", self.method, METHODS)
         for name in ("text_limit_chars", "prefix_limit_chars", "dimensions", "overflow_limit", "affinity_slack"):
@@ -75,14 +75,6 @@ class RouterConfig:
         require_range("router.affinity_factor", self.affinity_factor, 1, 1000)
         require_range("router.temperature", self.temperature, 0, 1000)
         self._check_cluster_only()
-
-    def _check_overflow(self) -> None:
-        if self.overflow == "wait":
-            raise ConfigError(
-                "router.overflow=wait is reserved: requests wait at the gateway (gateway.max_in_flight), not for an "
-                f"expert yet. Allowed: {', '.join(OVERFLOWS)}."
-            )
-        require_choice("router.overflow", self.overflow, OVERFLOWS)
 
     def _check_cluster_only(self) -> None:
         for name, unset in (("overflow", "none"), ("temperature", 0)):
@@ -97,6 +89,8 @@ class RouterConfig:
 class GatewayConfig:
     """Limits of the gateway process."""
 
+    processes: int = 1
+    """Processes that share the port; each takes a core. One more watches over them."""
     relay: str = "fast"
     """fast: requests for answers pass through erhpc's own connections; plain: all on aiohttp, the reference."""
     max_in_flight: int | None = None
@@ -105,6 +99,14 @@ class GatewayConfig:
     """Requests that wait for their turn, with their bodies unread; more are answered 503."""
     queue_timeout_s: float = 60.0
     """Longest wait for a turn; then the request is answered 503."""
+    keys: str | None = None
+    """File of lines `NAME KEY`: users beside the run's own key. It is read again when it changes."""
+    max_in_flight_per_key: int | None = None
+    """Requests of one NAME of `keys` answered at once; more are answered 429. None: no limit."""
+    tls_certificate: str | None = None
+    """PEM file with the certificate chain; the gateway then speaks HTTPS on its port. None: HTTP."""
+    tls_key: str | None = None
+    """PEM file with the certificate's private key; None: it is in tls_certificate."""
     max_body_bytes: int = 8 * 1024 * 1024
     """Longest request body; longer ones are answered 413."""
     connect_timeout_s: float = 5.0
@@ -113,9 +115,21 @@ class GatewayConfig:
     """Longest silence of a replica within one answer; then the answer is broken off with an error."""
 
     def __post_init__(self) -> None:
+        require_range("gateway.processes", self.processes, 1, 256)
         require_choice("gateway.relay", self.relay, RELAYS)
         if self.max_in_flight is not None:
             require_range("gateway.max_in_flight", self.max_in_flight, 1)
+        if self.max_in_flight_per_key is not None:
+            require_range("gateway.max_in_flight_per_key", self.max_in_flight_per_key, 1)
+            if self.keys is None:
+                raise ConfigError(
+                    f"gateway.max_in_flight_per_key={self.max_in_flight_per_key} needs gateway.keys: the run's own key "
+                    "has no limit. Give a file of lines `NAME KEY`, or leave it at null."
+                )
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ConfigError(
+                f"gateway.tls_key={self.tls_key} needs gateway.tls_certificate. Give both PEM files, or neither."
+            )
         require_range("gateway.max_queued", self.max_queued, 0)
         require_range("gateway.queue_timeout_s", self.queue_timeout_s, 0.01)
         require_range("gateway.max_body_bytes", self.max_body_bytes, 1024)

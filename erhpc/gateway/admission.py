@@ -1,5 +1,8 @@
 """How many requests are answered at once: the others wait in turn for a bounded time, and too many are refused. Pure.
 
+The places are those of the whole gateway, the queue is each process's own: a place that another process gives up is
+found at the next `admit`. Two processes that look at the same time may each take the last one.
+
 Without a bound every request is late once there are more than the replicas can take; with one, those that are
 admitted are answered as fast as ever, and the others learn at once that they must come back later.
 """
@@ -9,6 +12,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+
+from erhpc.gateway.ledger import Count, Ledger
 
 
 class Overloaded(Exception):
@@ -54,12 +59,24 @@ class Ticket:
 
 
 class Admission:
-    """Places for `max_in_flight` requests, and a queue of `max_queued` that wait `queue_timeout_s` at most."""
+    """Places for `find_limit()` requests, and a queue of `max_queued` that wait `queue_timeout_s` at most.
 
-    def __init__(self, max_in_flight: int, max_queued: int, queue_timeout_s: float) -> None:
-        self.num_in_flight = 0
-        self.num_queued = 0
-        self._max_in_flight = max_in_flight
+    `placed` counts the requests that have a place, `waiting` those in the queue.
+    """
+
+    def __init__(
+        self,
+        find_limit: Callable[[], int],
+        max_queued: int,
+        queue_timeout_s: float,
+        *,
+        placed: Count | None = None,
+        waiting: Count | None = None,
+    ) -> None:
+        ledger = Ledger([("placed",), ("waiting",)])
+        self.placed = placed or ledger.count(("placed",))
+        self.waiting = waiting or ledger.count(("waiting",))
+        self._find_limit = find_limit
         self._max_queued = max_queued
         self._queue_timeout_s = queue_timeout_s
         self._queue: deque[Ticket] = deque()
@@ -72,36 +89,39 @@ class Admission:
             Overloaded: the queue is full.
         """
         ticket = Ticket(self, on_change, now_s)
-        if self.num_in_flight < self._max_in_flight and not self.num_queued:
-            self.num_in_flight += 1
+        num_waiting = self.waiting.value
+        if not num_waiting and self.placed.total < self._find_limit():
+            self.placed.add(1)
             ticket.turn = Turn.ADMITTED
-        elif self.num_queued < self._max_queued:
-            self.num_queued += 1
+        elif num_waiting < self._max_queued:
+            self.waiting.add(1)
             self._queue.append(ticket)
         else:
             raise Overloaded
         return ticket
 
     def expire(self, now_s: float) -> None:
-        """Turn those away who have waited too long; due every now and then."""
+        """Turn those away who have waited too long; due now and then."""
         while self._queue and self._queue[0].asked_s + self._queue_timeout_s <= now_s:
             ticket = self._queue.popleft()
             if ticket.turn is Turn.WAITING:
-                self.num_queued -= 1
+                self.waiting.add(-1)
                 ticket.change(Turn.EXPIRED)
 
     def note_leave(self, turn: Turn) -> None:
         """A ticket that stood at `turn` is over: its place is another's."""
         if turn is Turn.WAITING:
-            self.num_queued -= 1
+            self.waiting.add(-1)
         elif turn is Turn.ADMITTED:
-            self.num_in_flight -= 1
-            self._admit()
+            self.placed.add(-1)
+            if self._queue:
+                self.admit()
 
-    def _admit(self) -> None:
-        while self._queue and self.num_in_flight < self._max_in_flight:
+    def admit(self) -> None:
+        """Give free places to those who wait; due now and then, for places that other processes gave up."""
+        while self._queue and self.placed.total < self._find_limit():
             ticket = self._queue.popleft()
             if ticket.turn is Turn.WAITING:
-                self.num_queued -= 1
-                self.num_in_flight += 1
+                self.waiting.add(-1)
+                self.placed.add(1)
                 ticket.change(Turn.ADMITTED)

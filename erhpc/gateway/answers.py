@@ -1,7 +1,8 @@
-"""Responses of the gateway as bytes, for connections that it serves itself."""
+"""Responses as bytes: what the gateway says on connections that it serves itself, and the end of what replicas say."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -9,6 +10,7 @@ from http import HTTPStatus
 
 from erhpc.gateway.errors import ApiError
 
+_USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d{1,9})')
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -41,3 +43,12 @@ def build_error(error: ApiError, headers: Mapping[str, str]) -> bytes:
     body = error.body
     own = {"content-type": "application/json; charset=utf-8", "content-length": str(len(body))}
     return build_head(error.status, {**error.headers, **headers, **own}) + b"\r\n" + body
+
+
+def find_usage(tail: bytes) -> tuple[int, int] | None:
+    """Prompt and completion tokens, if the end of an answer tells them: the last object `usage` counts."""
+    begin = tail.rfind(b'"usage"')
+    if begin < 0:
+        return None
+    found = dict(_USAGE.findall(tail, begin))
+    return (int(found[b"prompt"]), int(found.get(b"completion", 0))) if b"prompt" in found else None

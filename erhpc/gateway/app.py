@@ -1,4 +1,4 @@
-"""The routes of the gateway on aiohttp: all of them, and every request that the front does not take.
+"""The routes of the gateway that pass requests on, on aiohttp: all of them, and every request the front does not take.
 
 It knows neither how a replica is chosen (`desk`) nor how bytes reach it (`relay`).
 """
@@ -9,40 +9,56 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-import msgspec
+import aiohttp
 from aiohttp import web
 
-from erhpc.gateway.admission import Overloaded, Ticket, Turn
-from erhpc.gateway.desk import REQUEST_ID, Desk
-from erhpc.gateway.errors import ApiError, ReplicaError, answer_error, overloaded, too_long, unknown_route
-from erhpc.gateway.metrics import CONTENT_TYPE
-from erhpc.gateway.relay import Relay
-from erhpc.gateway.replicas import find_missing_experts
-from erhpc.gateway.requests import SESSION_HEADER, Api, choose_request_id
+from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
+from erhpc.gateway.answers import find_usage
+from erhpc.gateway.desk import QUEUE, REQUEST_ID, Desk, Forward
+from erhpc.gateway.errors import (
+    ApiError,
+    Outcome,
+    ReplicaError,
+    answer_error,
+    overloaded,
+    too_long,
+    unknown_model,
+    unknown_route,
+)
+from erhpc.gateway.relay import Relay, Relayed
+from erhpc.gateway.requests import PASSED_HEADERS, SESSION_HEADER, Api, choose_request_id, parse_inquiry
+from erhpc.gateway.retries import is_retried
+from erhpc.gateway.surface import Surface, answer_json
 from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER
-from erhpc.results.telemetry import LoopLag, parse_window_s
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+OTHER_PATHS = (
+    "/v1/embeddings", "/v1/responses", "/v1/score", "/v1/rerank", "/v2/rerank", "/v1/classify", "/v1/pooling",
+    "/tokenize", "/detokenize", "/score", "/rerank", "/classify", "/pooling",
+)  # fmt: skip
+"""Routes of OpenAI and vLLM that ask a model something; what changes a server (/v1/load_lora_adapter) is not passed."""
 
 
 class Gateway:
     """Answers clients; one per process."""
 
-    def __init__(self, desk: Desk, *, relay: Relay, lag: LoopLag) -> None:
+    def __init__(self, desk: Desk, *, relay: Relay, surface: Surface) -> None:
         self._desk = desk
         self._relay = relay
-        self._lag = lag
+        self._surface = surface
 
     def build_app(self) -> web.Application:
         """The routes, ready to be served."""
         # One more than allowed: older versions of aiohttp refuse bodies of exactly this length.
         app = web.Application(client_max_size=self._desk.spec.limits.max_body_bytes + 1, middlewares=[self._guard])
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/metrics", self._show_metrics)
-        app.router.add_get("/telemetry", self._telemetry)
+        self._surface.add_routes(app)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{name}", self._model)
         app.router.add_post(API_PATHS["chat"], self._chat)
         app.router.add_post(API_PATHS["completions"], self._completions)
+        for path in OTHER_PATHS:
+            app.router.add_post(path, self._other)
         return app
 
     @web.middleware
@@ -51,8 +67,8 @@ class Gateway:
         headers: dict[str, str] = {}
         try:
             given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-            self._desk.check_key(request.path, given)
-            return await handler(request)
+            with self._desk.receive(request.path, given):
+                return await handler(request)
         except web.HTTPException as error:
             refusal = unknown_route(error, request)
             if "Allow" in error.headers:
@@ -68,60 +84,113 @@ class Gateway:
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer("completions", request)
 
-    async def _answer(self, api: Api, request: web.Request) -> web.StreamResponse:
-        with await self._wait_for_turn():
-            return await self._pass_on(api, request)
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer("other", request)
 
-    async def _wait_for_turn(self) -> Ticket:
-        """A place among those in flight. Raises ApiError 503 if there is none, or not in time."""
-        changed = asyncio.Event()
+    async def _answer(self, api: Api, request: web.Request) -> web.StreamResponse:
+        has_begun = False
         try:
-            ticket = self._desk.admission.ask(changed.set, time.monotonic())
+            ticket, waited_s = await self._wait(self._desk.admission)
+            with ticket:
+                forward = await self._read(api, request)
+                has_begun = True
+                return await self._pass_on(request, forward, waited_s)
+        except asyncio.CancelledError:
+            if not has_begun:
+                self._desk.note_leave()
+            raise
+
+    async def _wait(self, admission: Admission) -> tuple[Ticket, float]:
+        """A place, and how long that took in seconds. Raises ApiError 503 if there is none, or not in time."""
+        changed, now_s = asyncio.Event(), time.monotonic()
+        try:
+            ticket = admission.ask(changed.set, now_s)
         except Overloaded:
             raise overloaded() from None
+        waits = ticket.turn is Turn.WAITING
         try:
-            if ticket.turn is Turn.WAITING:
+            if waits:
                 await changed.wait()
             if ticket.turn is not Turn.ADMITTED:
                 raise overloaded()
         except BaseException:
             ticket.leave()
             raise
-        return ticket
+        return ticket, time.monotonic() - now_s if waits else 0.0
 
-    async def _pass_on(self, api: Api, request: web.Request) -> web.StreamResponse:
+    async def _read(self, api: Api, request: web.Request) -> Forward:
         body = await read_body(request, self._desk.spec.limits.max_body_bytes)
-        session = request.headers.get(SESSION_HEADER)
-        forward = self._desk.decide(api, body, read_request_id(request), session_header=session)
-        with self._desk.begin(forward) as flight:
-            try:
-                relayed = await self._relay.relay(request, forward)
-            except ReplicaError as error:
-                flight.outcome = error.outcome
-                self._desk.note_failure(forward, error)
-                return answer_error(error, forward.reply_headers)
-            flight.outcome = relayed.outcome
-            return relayed.response
-
-    async def _models(self, request: web.Request) -> web.Response:
-        owner = f"{EMULATED_OWNER}emulated" if self._desk.spec.is_emulated else OWNER
-        cards = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name in self._desk.models]
-        return answer_json({"object": "list", "data": cards})
-
-    async def _health(self, request: web.Request) -> web.Response:
-        missing = find_missing_experts(self._desk.replicas)
-        if not missing:
-            return answer_json({"status": "ok"})
-        return answer_json({"status": "unavailable", "experts_without_live_replica": missing}, status=503)
-
-    async def _show_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            text=self._desk.metrics.render(self._desk.replicas, self._desk.admission),
-            headers={"Content-Type": CONTENT_TYPE},
+        passed = tuple((name, request.headers[name]) for name in PASSED_HEADERS if name in request.headers)
+        return self._desk.decide(
+            request.path_qs,
+            parse_inquiry(api, body),
+            read_request_id(request),
+            session_header=request.headers.get(SESSION_HEADER),
+            passed_headers=passed,
         )
 
-    async def _telemetry(self, request: web.Request) -> web.Response:
-        return answer_json({"lag_p99_s": self._lag.p99_s(read_window_s(request))})
+    async def _pass_on(self, request: web.Request, forward: Forward, waited_s: float) -> web.StreamResponse:
+        desk = self._desk
+        queue = desk.find_queue(forward)
+        if queue is None:
+            return await self._relay_somewhere(request, forward, waited_s)
+        try:
+            ticket, waited_for_expert_s = await self._wait(queue)
+        except asyncio.CancelledError:
+            desk.note_leave()
+            raise
+        with ticket:
+            if waited_for_expert_s:
+                desk.choose_again(forward)
+            return await self._relay_somewhere(request, forward, waited_s + waited_for_expert_s)
+
+    async def _relay_somewhere(self, request: web.Request, forward: Forward, waited_s: float) -> web.StreamResponse:
+        """Ask the replica, or others of its expert if it fails before anything of an answer has been passed on."""
+        desk = self._desk
+        if waited_s:
+            desk.metrics.queue.add(round(waited_s * 1e9))
+            forward.reply_headers[QUEUE] = f"{waited_s * 1e6:.1f}"
+        with desk.begin(forward) as flight:
+
+            def judge(upstream: aiohttp.ClientResponse) -> bool:
+                desk.note_status(forward, upstream.status)
+                says_when = "Retry-After" in upstream.headers
+                if is_retried(upstream.status, says_when=says_when) and desk.retry(forward, Outcome.REJECTED):
+                    return False
+                flight.has_begun = True
+                return True
+
+            while True:
+                try:
+                    relayed = await self._relay.relay(request, forward, judge)
+                except ReplicaError as error:
+                    desk.note_failure(forward, error)
+                    if error.outcome is Outcome.SILENT or not desk.retry(forward, error.outcome):
+                        flight.outcome = error.outcome
+                        return answer_error(error, forward.reply_headers)
+                    relayed = None
+                if relayed is not None:
+                    flight.outcome = relayed.outcome
+                    self._note_usage(forward, relayed)
+                    return relayed.response
+                flight.move(forward.replica)
+
+    def _note_usage(self, forward: Forward, relayed: Relayed) -> None:
+        if (usage := find_usage(relayed.tail)) is not None:
+            self._desk.note_tokens(forward, *usage)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return answer_json({"object": "list", "data": [self._describe(name) for name in self._desk.models]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self._desk.models:
+            raise unknown_model(name, self._desk.models)
+        return answer_json(self._describe(name))
+
+    def _describe(self, name: str) -> dict[str, object]:
+        owner = f"{EMULATED_OWNER}emulated" if self._desk.spec.is_emulated else OWNER
+        return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
 def read_request_id(request: web.Request) -> str:
@@ -142,16 +211,3 @@ async def read_body(request: web.Request, max_body_bytes: int) -> bytes:
     if len(body) > max_body_bytes:
         raise too_long(max_body_bytes)
     return body
-
-
-def read_window_s(request: web.Request) -> float:
-    """The window of /telemetry in seconds. Raises ApiError 400 if it is none (see `parse_window_s`)."""
-    try:
-        return parse_window_s(request.query.get("window_s"))
-    except ValueError as error:
-        raise ApiError(400, str(error), param="window_s") from error
-
-
-def answer_json(value: object, *, status: int = 200) -> web.Response:
-    """`value` as a JSON response."""
-    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")

@@ -37,7 +37,20 @@ class Outcome(StrEnum):
     OVERLOADED = "overloaded"
     """There were too many requests: 503."""
     REFUSED = "refused"
-    """The gateway did not accept the request: 400, 401, 404, 413."""
+    """The gateway did not accept the request: 400, 401, 404, 413, or 429 (gateway.max_in_flight_per_key)."""
+    LOST = "lost"
+    """The process of the gateway that had the request died."""
+
+
+class Phase(StrEnum):
+    """How far a request had come when its client left; the label `phase` of erhpc_cancels_total."""
+
+    QUEUE = "queue"
+    """It waited for its turn."""
+    PREFILL = "prefill"
+    """Nothing of the answer had come."""
+    STREAM = "stream"
+    """The answer was under way."""
 
 
 class ApiError(Exception):
@@ -67,21 +80,28 @@ class ApiError(Exception):
 
 
 class ReplicaError(ApiError):
-    """A replica did not answer, or not to the end. `is_down`: it must get no more requests until it is well again."""
+    """A replica did not answer, or not to the end.
+
+    `is_down`: it must get no more requests until it is well again; `counts`: it is the replica's fault.
+    """
 
     kind = "server_error"
 
-    def __init__(self, status: int, message: str, outcome: Outcome, *, is_down: bool = False) -> None:
+    def __init__(
+        self, status: int, message: str, outcome: Outcome, *, is_down: bool = False, counts: bool = True
+    ) -> None:
         super().__init__(status, message, code=f"replica_{outcome}")
         self.outcome = outcome
         self.is_down = is_down
+        self.counts = counts
 
 
 def unreachable(replica: str, error: Exception, number: int | None) -> ReplicaError:
     """502: there is no connection to `replica`; `number` is the errno, if there is one."""
     reason = f"{type(error).__name__}, errno {number}" if number else type(error).__name__
     text = f"Replica {replica} cannot be reached ({reason}). Ask again."
-    return ReplicaError(502, text, Outcome.UNREACHABLE, is_down=number not in LOCAL_SHORTAGES)
+    is_ours = number in LOCAL_SHORTAGES
+    return ReplicaError(502, text, Outcome.UNREACHABLE, is_down=not is_ours, counts=not is_ours)
 
 
 def broken(replica: str) -> ReplicaError:
@@ -111,6 +131,14 @@ def overloaded() -> Unavailable:
     """503: too many requests are being answered, and too many wait, or this one has waited too long."""
     text = "Too many requests are being answered (gateway.max_in_flight, gateway.max_queued). Try again later."
     error = Unavailable(503, text, code="overloaded")
+    error.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return error
+
+
+def too_many_of_key(limit: int) -> ApiError:
+    """429: the key has as many requests in flight as it may."""
+    text = f"This key has {limit} requests in flight (gateway.max_in_flight_per_key). Wait for one of them to end."
+    error = ApiError(429, text, code="rate_limit_exceeded")
     error.headers["Retry-After"] = str(RETRY_AFTER_S)
     return error
 

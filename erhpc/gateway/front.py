@@ -15,10 +15,10 @@ from typing import Any
 
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.answers import build_error
-from erhpc.gateway.desk import REQUEST_ID, Desk
+from erhpc.gateway.desk import QUEUE, REQUEST_ID, Desk, Forward, Visit
 from erhpc.gateway.errors import ApiError, overloaded
 from erhpc.gateway.passage import Passage
-from erhpc.gateway.requests import SESSION_HEADER, Api, choose_request_id
+from erhpc.gateway.requests import PASSED_HEADERS, SESSION_HEADER, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.upstream import UpstreamPool
 from erhpc.http1.requests import MAX_HEAD_BYTES, RequestHead, find_request_head, parse_request_head
 from erhpc.plan.protocol import API_PATHS
@@ -33,6 +33,7 @@ MAX_AHEAD_BYTES = 64 * 1024
 """Kept of what a client sends while it is being answered."""
 _APIS: dict[bytes, Api] = {path.encode(): api for api, path in API_PATHS.items()}  # type: ignore[misc]
 _SESSION_FIELD = SESSION_HEADER.encode()
+_PASSED_FIELDS = tuple((name.encode(), name) for name in PASSED_HEADERS)
 
 
 class Front:
@@ -94,15 +95,19 @@ class Caller(asyncio.Protocol):
 
     __slots__ = (
         "_buffer",
+        "_expert_ticket",
         "_front",
         "_head",
         "_is_full",
         "_is_paused",
+        "_parked",
         "_passage",
         "_since_s",
         "_skip_bytes",
         "_ticket",
         "_transport",
+        "_visit",
+        "_waited_ns",
     )
 
     def __init__(self, front: Front) -> None:
@@ -113,6 +118,12 @@ class Caller(asyncio.Protocol):
         """Of the request whose body is coming in."""
         self._ticket: Ticket | None = None
         """Its place, or that of the request being answered."""
+        self._visit: Visit | None = None
+        self._waited_ns = 0
+        """How long the request has waited for its turn."""
+        self._parked: Forward | None = None
+        """A request that waits for room at its expert."""
+        self._expert_ticket: Ticket | None = None
         self._skip_bytes = 0
         """Of the body of a request that was turned away, which may still come."""
         self._passage: Passage | None = None
@@ -140,6 +151,9 @@ class Caller(asyncio.Protocol):
         if passage is not None:
             passage.cancel()
             self._front.note_end()
+        elif self._head is not None or self._parked is not None:
+            self._front.desk.note_leave()
+            self._head = self._parked = None
         self._give_place_up()
 
     def data_received(self, data: bytes) -> None:
@@ -221,36 +235,49 @@ class Caller(asyncio.Protocol):
             self._hand_over()
             return False
         del self._buffer[:end]
-        self._head, self._since_s = head, None
+        self._head, self._since_s, self._waited_ns = head, None, 0
+        desk = self._front.desk
         try:
-            self._ticket = self._front.desk.admission.ask(self._take_turn, time.monotonic())
+            self._visit = desk.receive(head.target.decode(), head.fields.get(b"authorization", b""))
+            self._ticket = desk.admission.ask(self._take_turn, time.monotonic())
         except Overloaded:
-            self._turn_away(head)
+            self._turn_away(head, overloaded())
+        except ApiError as error:
+            self._turn_away(head, error)
         return self._head is not None
 
     @property
     def _is_waiting(self) -> bool:
-        return self._ticket is not None and self._ticket.turn is Turn.WAITING
+        return self._parked is not None or (self._ticket is not None and self._ticket.turn is Turn.WAITING)
 
     def _take_turn(self) -> None:
         """The request that has waited has got its place, or will not get one."""
-        if self._head is not None and self._ticket is not None and self._ticket.turn is Turn.EXPIRED:
-            self._turn_away(self._head)
+        ticket = self._ticket
+        if ticket is None or self._head is None:
             return
+        if ticket.turn is Turn.EXPIRED:
+            self._turn_away(self._head, overloaded())
+            return
+        self._note_wait(ticket)
         self._resume()
         # Not from here: whoever gives a place up is in the middle of something else.
         asyncio.get_running_loop().call_soon(self._read)
 
-    def _turn_away(self, head: RequestHead) -> None:
-        """Answer 503, and skip the body, which may be under way."""
-        error, request_id = overloaded(), choose_request_id(head.get(b"x-request-id"))
-        self._front.desk.note_refusal(error)
-        self.write(build_error(error, {REQUEST_ID: request_id}))
-        self._give_place_up()
+    def _note_wait(self, ticket: Ticket) -> None:
+        self._waited_ns += round((time.monotonic() - ticket.asked_s) * 1e9)
+
+    def _turn_away(self, head: RequestHead, error: ApiError) -> None:
+        """Answer with an error, and skip the body, which may be under way."""
+        self._refuse(error, choose_request_id(head.get(b"x-request-id")))
         self._head, self._skip_bytes = None, head.length_bytes
         self._resume()
         self._skip()
         asyncio.get_running_loop().call_soon(self._read)
+
+    def _refuse(self, error: ApiError, request_id: str) -> None:
+        self._front.desk.note_refusal(error)
+        self.write(build_error(error, {REQUEST_ID: request_id}))
+        self._give_place_up()
 
     def _skip(self) -> None:
         skipped = min(len(self._buffer), self._skip_bytes)
@@ -266,6 +293,12 @@ class Caller(asyncio.Protocol):
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             ticket.leave()
+        ticket, self._expert_ticket = self._expert_ticket, None
+        if ticket is not None:
+            ticket.leave()
+        visit, self._visit = self._visit, None
+        if visit is not None:
+            visit.end()
 
     def _is_mine(self, head: RequestHead) -> bool:
         return head.method == b"POST" and head.target in _APIS and 0 < head.length_bytes <= self._front.max_body_bytes
@@ -279,18 +312,60 @@ class Caller(asyncio.Protocol):
         self._buffer.clear()
 
     def _answer(self, head: RequestHead, body: bytes) -> None:
-        front, request_id = self._front, choose_request_id(head.get(b"x-request-id"))
-        target = head.target.decode()
+        desk, request_id, began_ns = (
+            self._front.desk,
+            choose_request_id(head.get(b"x-request-id")),
+            time.perf_counter_ns(),
+        )
+        fields = head.fields
+        passed = tuple([(name, head.get(field) or "") for field, name in _PASSED_FIELDS if field in fields])
         try:
-            front.desk.check_key(target, head.fields.get(b"authorization", b""))
-            session = head.get(_SESSION_FIELD)
-            forward = front.desk.decide(_APIS[head.target], body, request_id, session_header=session)
-        except ApiError as error:
-            front.desk.note_refusal(error)
-            self.write(build_error(error, {REQUEST_ID: request_id}))
-            self._give_place_up()
+            inquiry = parse_inquiry(_APIS[head.target], body)
+            path, session = head.target.decode(), head.get(_SESSION_FIELD)
+            forward = desk.decide(path, inquiry, request_id, session_header=session, passed_headers=passed)
+            queue = desk.find_queue(forward)
+            ticket = queue.ask(self._take_expert_turn, time.monotonic()) if queue is not None else None
+        except Overloaded:
+            self._refuse(overloaded(), request_id)
             return
-        self._passage = Passage(self, front.desk, forward, front.pools[forward.replica.name], front.key)
+        except ApiError as error:
+            self._refuse(error, request_id)
+            return
+        self._expert_ticket = ticket
+        if ticket is not None and ticket.turn is Turn.WAITING:
+            self._parked = forward
+        else:
+            self._pass_on(forward, began_ns)
+
+    def _take_expert_turn(self) -> None:
+        """The request that has waited for its expert may go there, or has waited too long."""
+        # Not from here: whoever gives a place up is in the middle of something else.
+        asyncio.get_running_loop().call_soon(self._leave_queue)
+
+    def _leave_queue(self) -> None:
+        forward, self._parked = self._parked, None
+        ticket = self._expert_ticket
+        if forward is None or ticket is None:
+            return
+        began_ns = time.perf_counter_ns()
+        self._note_wait(ticket)
+        self._resume()
+        try:
+            if ticket.turn is Turn.EXPIRED:
+                raise overloaded()
+            self._front.desk.choose_again(forward)
+        except ApiError as error:
+            self._refuse(error, forward.request_id)
+            self._read()
+            return
+        self._pass_on(forward, began_ns)
+
+    def _pass_on(self, forward: Forward, began_ns: int) -> None:
+        front = self._front
+        if self._waited_ns:
+            front.desk.metrics.queue.add(self._waited_ns)
+            forward.reply_headers[QUEUE] = f"{self._waited_ns / 1e3:.1f}"
+        self._passage = Passage(self, front.desk, forward, front.pools, front.key, began_ns)
         if self._is_full:
             self._passage.pause()
         self._passage.start()

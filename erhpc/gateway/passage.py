@@ -7,16 +7,18 @@ replica answers is decided elsewhere; here is what happens between the two, and 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Mapping
 from typing import Protocol
 
-from erhpc.gateway.answers import build_error, build_head
+from erhpc.gateway.answers import build_error, build_head, find_usage
 from erhpc.gateway.desk import Desk, Flight, Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
 from erhpc.gateway.relay import EVENT_STREAM, PASSED_HEADERS, judge_status
+from erhpc.gateway.retries import is_retried
 from erhpc.gateway.upstream import Upstream, UpstreamPool
 from erhpc.http1.framing import ChunkedFraming
 from erhpc.http1.head import ResponseHead
-from erhpc.plan.protocol import API_PATHS
 
 MAX_WHOLE_BYTES = 1024 * 1024
 """Up to this long, an answer that is no stream is passed on when it is complete: so a failure is answered 502."""
@@ -35,9 +37,14 @@ class Caller(Protocol):
 
 
 class Passage:
-    """Relays one request; `cancel` when the client leaves, `check_silence` now and then."""
+    """Relays one request; `cancel` when the client leaves, `check_silence` now and then.
+
+    `began_ns` is when the request was complete, by the performance counter.
+    """
 
     __slots__ = (
+        "_before_last",
+        "_began_ns",
         "_caller",
         "_connecting",
         "_desk",
@@ -45,6 +52,7 @@ class Passage:
         "_forward",
         "_has_written",
         "_head",
+        "_head_ns",
         "_is_open_ended",
         "_is_over",
         "_is_paused",
@@ -52,26 +60,39 @@ class Passage:
         "_kept",
         "_kept_bytes",
         "_key",
+        "_last",
         "_limits",
         "_num_pieces",
-        "_pool",
+        "_pools",
         "_silent_since_s",
         "_streams",
         "_upstream",
     )
 
-    def __init__(self, caller: Caller, desk: Desk, forward: Forward, pool: UpstreamPool, key: str | None) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        desk: Desk,
+        forward: Forward,
+        pools: Mapping[str, UpstreamPool],
+        key: str | None,
+        began_ns: int,
+    ) -> None:
         self._caller = caller
         self._desk = desk
         self._forward = forward
-        self._pool = pool
+        self._pools = pools
         self._key = key
+        self._began_ns = began_ns
+        self._head_ns = 0
         self._limits = desk.spec.limits
         self._flight: Flight = desk.begin(forward)
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._head = b""
         """Of the response to the client, until it has been written."""
+        self._last = self._before_last = b""
+        """The pieces that came last: what an answer used is said at its end."""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._streams = False
@@ -82,7 +103,7 @@ class Passage:
 
     def start(self) -> None:
         """Send the request to the replica."""
-        upstream = self._pool.take()
+        upstream = self._pools[self._forward.replica.name].take()
         if upstream is not None:
             self._is_reused = True
             self._ask(upstream)
@@ -115,12 +136,18 @@ class Passage:
         num_pieces = upstream.num_pieces if upstream is not None else 0
         if num_pieces != self._num_pieces or self._silent_since_s is None or self._is_paused:
             self._num_pieces, self._silent_since_s = num_pieces, now_s
+            self._forward.replica.note_heard(round(now_s * 1e9))
         elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
             self._fail(silent(self._forward.replica.name, self._limits.idle_timeout_s))
 
     def begin(self, head: ResponseHead) -> None:
         """See `Listener.begin`."""
         status = head.status
+        self._desk.note_status(self._forward, status)
+        if is_retried(status, says_when="retry-after" in head.fields) and self._try_elsewhere(Outcome.REJECTED):
+            return
+        self._head_ns = time.perf_counter_ns()
+        self._flight.has_begun = True
         self._flight.outcome = judge_status(status)
         self._streams = head.content_type == EVENT_STREAM
         self._is_open_ended = head.framing == "close"
@@ -141,14 +168,37 @@ class Passage:
             self._upstream = None
         if self._has_written:
             self._caller.write(data)
+            self._before_last, self._last = self._last, data
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
             self._has_written = True
-            self._caller.write(b"".join((self._head, *self._kept, data)))
+            self._last = b"".join((*self._kept, data))
+            self._caller.write(self._head + self._last)
+            if self._streams:
+                self._desk.metrics.first_write.add(time.perf_counter_ns() - self._head_ns)
         else:
             self._kept.append(data)
             self._kept_bytes += len(data)
         if is_over:
+            self._note_usage(self._before_last + self._last)
             self._finish(keeps_alive=not self._is_open_ended)
+
+    def _note_usage(self, tail: bytes) -> None:
+        """Count the tokens if the end of the answer tells them."""
+        if (usage := find_usage(tail)) is not None:
+            self._desk.note_tokens(self._forward, *usage)
+
+    def _try_elsewhere(self, outcome: Outcome) -> bool:
+        """Ask another replica, if nothing has been passed on and there is one."""
+        if self._has_written or self._is_over or not self._desk.retry(self._forward, outcome):
+            return False
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+        self._flight.move(self._forward.replica)
+        self._kept.clear()
+        self._kept_bytes = 0
+        self.start()
+        return True
 
     def break_off(self, reason: str) -> None:
         """See `Listener.break_off`."""
@@ -162,7 +212,7 @@ class Passage:
 
     async def _connect(self) -> None:
         try:
-            upstream = await self._pool.connect()
+            upstream = await self._pools[self._forward.replica.name].connect()
         except OSError as error:
             self._connecting = None
             self._fail(unreachable(self._forward.replica.name, error, error.errno))
@@ -175,21 +225,26 @@ class Passage:
         if self._is_paused:
             upstream.pause()
         upstream.ask(self, self._build_request())
+        self._desk.metrics.forward.add(time.perf_counter_ns() - self._began_ns)
 
     def _build_request(self) -> bytes:
         forward = self._forward
+        pool = self._pools[forward.replica.name]
         authorization = f"authorization: Bearer {self._key}\r\n" if self._key else ""
+        passed = "".join([f"{name}: {value}\r\n" for name, value in forward.passed_headers])
         head = (
-            f"POST {API_PATHS[forward.api]} HTTP/1.1\r\nhost: {self._pool.host_header}\r\n"
+            f"POST {pool.path}{forward.path} HTTP/1.1\r\nhost: {pool.host_header}\r\n"
             f"content-type: application/json\r\n{authorization}x-request-id: {forward.request_id}\r\n"
-            f"content-length: {len(forward.body)}\r\n\r\n"
+            f"{passed}content-length: {len(forward.body)}\r\n\r\n"
         )
         return head.encode("latin-1") + forward.body
 
     def _fail(self, error: ReplicaError) -> None:
         """Tell the client that there is no answer, or no more of it."""
-        self._flight.outcome = error.outcome
         self._desk.note_failure(self._forward, error)
+        if error.outcome is not Outcome.SILENT and self._try_elsewhere(error.outcome):
+            return
+        self._flight.outcome = error.outcome
         upstream = self._upstream
         framing = upstream.framing if upstream is not None else None
         if upstream is not None:

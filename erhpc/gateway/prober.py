@@ -1,11 +1,14 @@
-"""Brings replicas back: one that is down is asked for its /health until it answers 200.
+"""Asks replicas for their /health: those that are down until they are well again, and those that have fallen silent.
 
-It does not decide that a replica is down; who finds it unreachable hands it over.
+One process of a gateway does it for all. A replica that answers requests is not probed: under load its /health may be
+late, and must not take it out of service.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import aiohttp
@@ -14,41 +17,80 @@ from erhpc.gateway.replicas import Replica
 
 PROBE_INTERVAL_S = 0.5
 PROBE_TIMEOUT_S = 5.0
+SILENCE_S = 10.0
+"""A replica that has requests and from which nothing came for so long is probed."""
+GOOD_PROBES = 2
+"""In a row, and a replica that was down gets requests again."""
+BAD_PROBES = 3
+"""In a row with nothing heard meanwhile, and a silent replica is down."""
+
+
+class Watch:
+    """What the probes of one replica have said, by turns good and bad."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self._streak = 0
+        """Good probes in a row if above 0, bad ones if below."""
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether the replica must be probed."""
+        replica = self.replica
+        if replica.is_down:
+            return True
+        is_silent = replica.in_flight > 0 and now_ns - replica.heard_ns > SILENCE_S * 1e9
+        if not is_silent:
+            self._streak = 0
+        return is_silent
+
+    def note(self, *, is_well: bool) -> None:
+        """A probe has ended."""
+        self._streak = max(self._streak, 0) + 1 if is_well else min(self._streak, 0) - 1
+        if self.replica.is_down and self._streak >= GOOD_PROBES:
+            self.replica.let_in()
+            self._streak = 0
+        elif not self.replica.is_down and self._streak <= -BAD_PROBES:
+            self.replica.close_off()
+            self._streak = 0
 
 
 class Prober:
-    """Watches the replicas that are down; needs a running event loop."""
+    """Probes replicas for as long as the context is open."""
 
-    def __init__(self, *, interval_s: float = PROBE_INTERVAL_S) -> None:
-        self._interval_s = interval_s
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._watches = [Watch(replica) for replica in replicas]
+        self._interval_s = PROBE_INTERVAL_S
+        self._clock_ns = clock_ns
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Prober:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True),
             timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
-        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._tasks = [
+            asyncio.create_task(self._probe(watch), name=f"probe {watch.replica.name}") for watch in self._watches
+        ]
+        return self
 
-    def watch(self, replica: Replica) -> None:
-        """Take `replica` out of service until it answers again."""
-        replica.live = False
-        if replica.name not in self._watches:
-            self._watches[replica.name] = asyncio.create_task(self._probe(replica), name=f"probe {replica.name}")
-
-    async def close(self) -> None:
-        """End all probing."""
-        for watch in self._watches.values():
-            watch.cancel()
-        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
-    async def _probe(self, replica: Replica) -> None:
+    async def _probe(self, watch: Watch) -> None:
         while True:
-            if await self._is_well(replica):
-                break
             await asyncio.sleep(self._interval_s)
-        replica.live = True
-        del self._watches[replica.name]
+            if watch.is_due(self._clock_ns()):
+                watch.note(is_well=await self._is_well(watch.replica))
 
     async def _is_well(self, replica: Replica) -> bool:
         with suppress(aiohttp.ClientError, OSError):  # TimeoutError is an OSError

@@ -6,6 +6,8 @@ implements `Relay` beside this one.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -28,13 +30,22 @@ class Relayed:
 
     response: web.StreamResponse
     outcome: Outcome
+    tail: bytes = b""
+    """The end of the answer."""
+
+
+JudgeHead = Callable[[aiohttp.ClientResponse], bool]
+"""Told of the head of an answer, before anything of it is passed on; False: the request goes elsewhere."""
 
 
 class Relay(Protocol):
     """Passes requests on; cancelling `relay` aborts the replica's request at once."""
 
-    async def relay(self, request: web.Request, forward: Forward) -> Relayed:
-        """Ask the replica and answer `request`. Raises ReplicaError if nothing has reached the client yet."""
+    async def relay(self, request: web.Request, forward: Forward, judge: JudgeHead) -> Relayed | None:
+        """Ask the replica and answer `request`; None if `judge` has refused the answer.
+
+        Raises ReplicaError if nothing has reached the client yet.
+        """
 
     async def close(self) -> None:
         """Give up all connections."""
@@ -62,10 +73,12 @@ class PlainRelay:
         """See `Relay.close`."""
         await self._session.close()
 
-    async def relay(self, request: web.Request, forward: Forward) -> Relayed:
+    async def relay(self, request: web.Request, forward: Forward, judge: JudgeHead) -> Relayed | None:
         """See `Relay.relay`."""
         upstream = await self._ask(forward)
         try:
+            if not judge(upstream):
+                return None
             if upstream.content_type == EVENT_STREAM:
                 return await self._stream(request, forward, upstream)
             return await self._pass_whole(forward, upstream)
@@ -73,7 +86,7 @@ class PlainRelay:
             upstream.close()  # nothing to close after the last byte; aborts in every other case
 
     async def _ask(self, forward: Forward) -> aiohttp.ClientResponse:
-        headers = {**self._headers, "x-request-id": forward.request_id}
+        headers = {**self._headers, "x-request-id": forward.request_id, **dict(forward.passed_headers)}
         try:
             return await self._session.post(forward.url, data=forward.body, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -87,22 +100,24 @@ class PlainRelay:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._break_off(forward, error) from error
         response = web.Response(status=upstream.status, body=body, headers=join_headers(forward, upstream))
-        return Relayed(response, judge_status(upstream.status))
+        return Relayed(response, judge_status(upstream.status), body)
 
     async def _stream(self, request: web.Request, forward: Forward, upstream: aiohttp.ClientResponse) -> Relayed:
         response = web.StreamResponse(status=upstream.status, headers=join_headers(forward, upstream))
+        tail = b""
         try:
             await response.prepare(request)
-            outcome = await self._pass_chunks(forward, upstream.content, response)
+            outcome, tail = await self._pass_chunks(forward, upstream.content, response)
             await response.write_eof()
         except ConnectionResetError:  # raised by writes alone: the client is gone
             outcome = Outcome.CANCELLED
-        return Relayed(response, outcome if outcome is not Outcome.OK else judge_status(upstream.status))
+        return Relayed(response, outcome if outcome is not Outcome.OK else judge_status(upstream.status), tail)
 
     async def _pass_chunks(
         self, forward: Forward, content: aiohttp.StreamReader, response: web.StreamResponse
-    ) -> Outcome:
-        end = b"\n\n"
+    ) -> tuple[Outcome, bytes]:
+        """How the answer ended, and the pieces that came last."""
+        end, before = b"\n\n", b""
         while True:
             try:
                 chunk = await content.readany()
@@ -110,11 +125,12 @@ class PlainRelay:
                 failure = self._break_off(forward, error)
                 # An event that was cut in the middle is closed first, or the error would become part of it.
                 await response.write(failure.event if end.endswith(b"\n\n") else b"\n\n" + failure.event)
-                return failure.outcome
+                return failure.outcome, b""
             if not chunk:
-                return Outcome.OK
+                return Outcome.OK, before + end
             await response.write(chunk)
-            end = chunk[-2:]
+            forward.replica.note_heard(time.monotonic_ns())
+            before, end = end, chunk
 
     def _break_off(self, forward: Forward, error: Exception) -> ReplicaError:
         name = forward.replica.name

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from erhpc.config import RouterConfig
+from erhpc.config import AUTO_MODEL, RouterConfig
 from erhpc.gateway.errors import ApiError
 from erhpc.plan.protocol import CHARS_PER_TOKEN
 
-Api = Literal["chat", "completions"]
+Api = Literal["chat", "completions", "other"]
 
 SESSION_HEADER = "x-session-id"
 """Request header that says whose request it is; it goes before the field `user`."""
 
+PASSED_HEADERS = ("traceparent", "tracestate")
+"""Request headers that the replica gets too: W3C trace context."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PATH = re.compile(r"at `\$\.?([^`]+)`")
 _FIELD = re.compile(r"field `([^`]+)`")
@@ -99,9 +102,45 @@ class CompletionBody(msgspec.Struct):
         return " ".join(map(str, tokens[: -(-limit_chars // CHARS_PER_TOKEN)]))
 
 
-_DECODERS: dict[Api, msgspec.json.Decoder[ChatBody] | msgspec.json.Decoder[CompletionBody]] = {
+class OtherBody(msgspec.Struct):
+    """Body of any other route that a replica may answer: texts are looked for where OpenAI and vLLM have them."""
+
+    model: str = AUTO_MODEL
+    input: Any = None
+    prompt: Any = None
+    messages: Any = None
+    query: Any = None
+    stream: Any = None
+    user: Any = None
+
+    def routed_text(self, which: str) -> str:
+        """The text that is classified: the first of the fields that holds one."""
+        for field in (self.input, self.prompt, self.messages, self.query):
+            if text := "\n".join(_find_texts(field)):
+                return text
+        return ""
+
+    def prefix(self, limit_chars: int) -> str:
+        """How that text begins."""
+        return self.routed_text("all")[:limit_chars]
+
+
+def _find_texts(value: Any, depth: int = 6) -> Iterator[str]:
+    """The texts in a field: itself, those of a list, those that messages and their parts have; not too deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list) and depth:
+        for item in value:
+            yield from _find_texts(item, depth - 1)
+    elif isinstance(value, dict) and depth:
+        yield from _find_texts(value.get("content", value.get("text")), depth - 1)
+
+
+Content = ChatBody | CompletionBody | OtherBody
+_DECODERS: dict[Api, msgspec.json.Decoder[Any]] = {
     "chat": msgspec.json.Decoder(ChatBody),
     "completions": msgspec.json.Decoder(CompletionBody),
+    "other": msgspec.json.Decoder(OtherBody),
 }
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -111,7 +150,7 @@ class Inquiry:
     """A request that was found well-formed: its bytes and what routing reads of them."""
 
     raw: bytes
-    content: ChatBody | CompletionBody
+    content: Content
 
     @property
     def model(self) -> str:
@@ -131,7 +170,7 @@ class Inquiry:
 class InquiryTraits:
     """What of an inquiry may decide where it goes; implements `erhpc.routing.rules.Traits`."""
 
-    content: ChatBody | CompletionBody
+    content: Content
     session_header: str | None
     """Value of SESSION_HEADER, None if it was not sent."""
     config: RouterConfig

@@ -1,25 +1,30 @@
 """Puts a gateway together and serves it on its port.
 
-The only place that knows all parts of the gateway; it knows no route and no file.
+The only place that knows all parts of the process that passes requests on; it knows no route.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from erhpc.errors import ProcessError
-from erhpc.gateway.admission import Admission
+from erhpc.errors import InputError, ProcessError
 from erhpc.gateway.app import Gateway
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import KEEP_ALIVE_S, Front
+from erhpc.gateway.keys import KeyRing
+from erhpc.gateway.metrics import KEY_SLOTS, Metrics
 from erhpc.gateway.prober import Prober
 from erhpc.gateway.relay import PlainRelay
 from erhpc.gateway.replicas import Replica
+from erhpc.gateway.shared import LoopLagRing, Shared
+from erhpc.gateway.surface import Surface
 from erhpc.plan.specs import GatewaySpec
 from erhpc.results.telemetry import LoopLag
 from erhpc.routing.policy import TextClassifier
@@ -27,35 +32,56 @@ from erhpc.routing.router import make_router
 
 STOP_TIMEOUT_S = 2.0
 """How long answers may take to end once the gateway is told to stop; then they are cut."""
-EXPIRE_S = 0.1
+TICK_S = 0.1
 """How often the queue is looked through for who has waited too long."""
+QUICK_TICK_S = 0.005
+"""The same while someone waits and another process may give a place up."""
+REFRESH_S = 1.0
+"""How often the file of keys is looked at."""
 BACKLOG = 4096
 """Connections that may wait to be accepted: all users arrive at once."""
 
 
 @asynccontextmanager
 async def serve(
-    spec: GatewaySpec, *, classifier: TextClassifier | None = None, key: str | None = None
+    spec: GatewaySpec,
+    *,
+    classifier: TextClassifier | None = None,
+    key: str | None = None,
+    shared: Shared | None = None,
+    row: int = 0,
 ) -> AsyncIterator[str]:
     """Serve the gateway of `spec` while the context is open; yields its URL (port 0 takes a free one).
 
+    `shared` is the memory of a gateway of several processes, of which this is number `row`; without it, this process
+    is all of it, and looks after the replicas itself.
+
     Raises:
         ConfigError: the policy does not fit the experts or the classifier.
+        InputError: the file of keys or the certificate cannot be used.
         ProcessError: the port cannot be had.
     """
-    replicas = [Replica(endpoint) for endpoint in spec.endpoints]
-    router = make_router(spec.router, replicas, classifier=classifier, seed=spec.seed)
+    own = shared or Shared(spec.endpoints, num_workers=1, is_alone=True)
+    ledger = own.ledger(row)
+    replicas = [Replica(endpoint, ledger) for endpoint in spec.endpoints]
+    metrics = Metrics(ledger, replicas)
+    router = make_router(spec.router, replicas, classifier=classifier, seed=spec.seed + row)
+    keys = KeyRing(key, spec.limits.keys, num_slots=KEY_SLOTS)
+    context = load_certificate(spec)
     async with AsyncExitStack() as closing:
-        prober, relay, lag = Prober(), PlainRelay(spec.limits, key), LoopLag()
-        closing.push_async_callback(prober.close)
+        relay = PlainRelay(spec.limits, key)
         closing.push_async_callback(relay.close)
+        lag = LoopLag(values=LoopLagRing(own.lag_memory(row), metrics.loop_lag))
         lag.start()
         closing.push_async_callback(lag.stop)
-        desk = Desk(spec, replicas, router, prober, key=key)
-        expiring = asyncio.create_task(_expire(desk.admission), name="queue")
-        closing.callback(expiring.cancel)
+        if shared is None:
+            await closing.enter_async_context(Prober(replicas))
+        desk = Desk(spec, replicas, router, metrics, keys)
+        for task in (_tick(desk, is_alone=shared is None), _refresh(keys)):
+            closing.callback(asyncio.create_task(task).cancel)
+        surface = Surface(metrics, replicas, own.lags(), is_emulated=spec.is_emulated)
         runner = web.AppRunner(
-            Gateway(desk, relay=relay, lag=lag).build_app(),
+            Gateway(desk, relay=relay, surface=surface).build_app(),
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
@@ -69,25 +95,70 @@ async def serve(
         if spec.limits.relay == "fast":
             front = await closing.enter_async_context(Front(desk, runner.server, key=key))
             make_protocol = front.make_caller
-        server = await _listen(make_protocol, spec.host, int(spec.port))
+        server = await listen(make_protocol, spec.host, int(spec.port), context, is_shared=shared is not None)
         try:
-            yield f"http://{spec.host}:{server.sockets[0].getsockname()[1]}"
+            scheme = "https" if context else "http"
+            yield f"{scheme}://{spec.host}:{server.sockets[0].getsockname()[1]}"
         finally:
             server.close()
             if front is not None:
                 await front.drain(STOP_TIMEOUT_S)
 
 
-async def _expire(admission: Admission) -> None:
-    """Turn away who has waited too long, for ever."""
+async def _tick(desk: Desk, *, is_alone: bool) -> None:
+    """Look after those who wait, for ever."""
     while True:
-        await asyncio.sleep(EXPIRE_S)
-        admission.expire(time.monotonic())
+        await asyncio.sleep(TICK_S if is_alone or not desk.has_waiting else QUICK_TICK_S)
+        desk.tick(time.monotonic())
 
 
-async def _listen(make_protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Server:
+async def _refresh(keys: KeyRing) -> None:
+    """Follow the file of keys, for ever; when it cannot be read, the keys that were known stay."""
+    told = ""
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        try:
+            keys.refresh()
+            told = ""
+        except InputError as error:
+            if str(error) != told:
+                told = str(error)
+                print(f"gateway: {told} The keys that were known stay.", file=sys.stderr, flush=True)
+
+
+def load_certificate(spec: GatewaySpec) -> ssl.SSLContext | None:
+    """What TLS needs, None without it. Raises InputError if the files cannot be used."""
+    certificate, key = spec.limits.tls_certificate, spec.limits.tls_key
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        return await asyncio.get_running_loop().create_server(make_protocol, host, port, backlog=BACKLOG)
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"gateway.tls_certificate={certificate}, gateway.tls_key={key}: {error}. Give a certificate chain and its "
+            "key as PEM files that this process may read."
+        ) from error
+    return context
+
+
+async def listen(
+    make_protocol: Callable[[], asyncio.BaseProtocol],
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None = None,
+    *,
+    is_shared: bool = False,
+) -> asyncio.Server:
+    """Accept connections; `is_shared`: the kernel deals them out to all processes that listen there.
+
+    Raises ProcessError if the port cannot be had.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_server(
+            make_protocol, host, port, backlog=BACKLOG, ssl=context, reuse_port=is_shared or None
+        )
     except OSError as error:
         raise ProcessError(
             f"The gateway cannot listen on {host}:{port}: {error.strerror}. "

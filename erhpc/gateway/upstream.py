@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -88,7 +89,7 @@ class Upstream(asyncio.Protocol):
             if framing is None:
                 data = self._read_head(data)
                 framing = self.framing
-                if framing is None:
+                if framing is None or self.listener is not listener:  # given up on reading its head
                     return
             num_bytes = framing.feed(data)
         except (HeadError, BodyError) as error:
@@ -166,8 +167,11 @@ class UpstreamPool:
     def __init__(self, url: str, *, connect_timeout_s: float, clock: Clock = time.monotonic) -> None:
         place = urlsplit(url)
         self.host_header = place.netloc
+        self.path = place.path.rstrip("/")
+        """Before the path of every route."""
         self._host = place.hostname or ""
-        self._port = place.port or 80
+        self._ssl = ssl.create_default_context() if place.scheme == "https" else None
+        self._port = place.port or (443 if self._ssl else 80)
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
         self._idle: list[Upstream] = []
@@ -186,7 +190,9 @@ class UpstreamPool:
         """A new connection. Raises OSError (TimeoutError among them) if there is none within connect_timeout_s."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._connect_timeout_s):
-            transport, upstream = await loop.create_connection(lambda: Upstream(self), self._host, self._port)
+            transport, upstream = await loop.create_connection(
+                lambda: Upstream(self), self._host, self._port, ssl=self._ssl
+            )
         connection = transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

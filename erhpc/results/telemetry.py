@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from array import array
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from math import ceil
+from typing import Any
 
 KEEP_S = 600.0
 """How far back lag can be asked for."""
@@ -40,14 +40,29 @@ def parse_window_s(given: str | None) -> float:
 class TimedValues:
     """The last `capacity` values with their times, in a ring of fixed size (16 bytes per value).
 
-    Times must not decrease. `add` is cheap enough for every step of an emulated expert.
+    Times must not decrease. `add` is cheap enough for every step of an emulated expert. With `memory`, zeroed, of
+    `size_bytes` and shared between processes, one process adds and others read.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._times_s = array("d", bytes(8 * capacity))
-        self._values = array("d", bytes(8 * capacity))
+    def __init__(self, capacity: int, *, memory: Any = None) -> None:
+        block = memoryview(bytearray(self.size_bytes(capacity)) if memory is None else memory).cast("B")
+        numbers = block[: self.size_bytes(capacity)]
+        self._num = numbers[:8].cast("q")
+        self._times_s = numbers[8 : 8 + 8 * capacity].cast("d")
+        self._values = numbers[8 + 8 * capacity :].cast("d")
         self._capacity = capacity
-        self._num_added = 0
+        self._num_added = self._num[0]
+
+    @staticmethod
+    def size_bytes(capacity: int) -> int:
+        """How much memory a ring takes."""
+        return 8 + 16 * capacity
+
+    @property
+    def last_s(self) -> float | None:
+        """Time of the newest value; None if there is none."""
+        num_added = self._num[0]
+        return self._times_s[(num_added - 1) % self._capacity] if num_added else None
 
     def add(self, time_s: float, value: float) -> None:
         """Keep a value; the oldest one goes when the ring is full."""
@@ -55,6 +70,7 @@ class TimedValues:
         self._times_s[index] = time_s
         self._values[index] = value
         self._num_added += 1
+        self._num[0] = self._num_added
 
     def quantile(self, share: float, since_s: float) -> float:
         """Smallest value that at least `share` of those since `since_s` do not exceed; 0.0 if there are none."""
@@ -69,8 +85,9 @@ class TimedValues:
         return counts
 
     def _values_since(self, since_s: float) -> Iterator[float]:
-        oldest = max(self._num_added - self._capacity, 0)
-        for number in range(self._num_added - 1, oldest - 1, -1):
+        num_added = self._num[0]
+        oldest = max(num_added - self._capacity, 0)
+        for number in range(num_added - 1, oldest - 1, -1):
             index = number % self._capacity
             if self._times_s[index] < since_s:
                 return
@@ -90,11 +107,12 @@ class LoopLag:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        values: TimedValues | None = None,
     ) -> None:
         self._clock = clock
         self._sleep = sleep
         self._interval_s = interval_s
-        self._lags_s = TimedValues(round(KEEP_S / interval_s))
+        self._lags_s = values or TimedValues(round(KEEP_S / interval_s))
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:

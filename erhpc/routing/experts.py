@@ -6,7 +6,7 @@ Pure: replica states and randomness are handed in. It does not know how an exper
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 from erhpc.config import RouterConfig
@@ -72,9 +72,21 @@ class Expert:
         """Whether it is live and has fewer than `limit` requests in flight per live replica."""
         return self.live and self.in_flight < limit
 
-    def pick(self, traits: Traits) -> int:
-        """Index, among all replicas of the router, of the one for a request. Raises NoLiveReplica."""
-        live = [number for number, replica in enumerate(self._replicas) if replica.live]
+    @property
+    def num_live(self) -> int:
+        """How many of its replicas are live."""
+        return sum(replica.live for replica in self._replicas)
+
+    def pick(self, traits: Traits, without: Container[int] = ()) -> int:
+        """Index, among all replicas of the router, of the one for a request; none of `without`.
+
+        Raises NoLiveReplica.
+        """
+        live = [
+            number
+            for number, replica in enumerate(self._replicas)
+            if replica.live and self._indices[number] not in without
+        ]
         if not live:
             raise NoLiveReplica(self.name)
         if len(live) == 1:  # most experts have one replica, and then nothing of the request need be read

@@ -5,7 +5,7 @@ Pure: it knows no HTTP, and no rule of any policy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from erhpc.config import AUTO_MODEL, RouterConfig
 from erhpc.routing.experts import Expert, ReplicaState, group_by_expert
@@ -41,6 +41,14 @@ class Router:
         if expert is None:
             raise UnknownModel(model)
         return Choice(expert.pick(traits), model)
+
+    def pick_replica(self, expert: str, traits: Traits, without: Container[int] = ()) -> int:
+        """Pick a replica of an expert again, none of `without`. Raises NoLiveReplica."""
+        return self._experts[expert].pick(traits, without)
+
+    def count_live(self, expert: str) -> int:
+        """How many replicas of an expert are live."""
+        return self._experts[expert].num_live
 
 
 def make_router(

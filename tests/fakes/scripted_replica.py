@@ -27,11 +27,13 @@ class Seen:
 
 @dataclass
 class ScriptedReplica:
-    """Serves `script` on both completion paths while `serving`; `script` may be changed at any time."""
+    """Serves `script` on every path while `serving`; `script` may be changed at any time."""
 
     script: Script
     healthy: bool = True
     url: str = ""
+    num_probes: int = 0
+    """How often its /health was asked for."""
     seen: list[Seen] = field(default_factory=list)
     arrivals: asyncio.Queue[Seen] = field(default_factory=asyncio.Queue)
     """One entry per request, to wait for."""
@@ -43,8 +45,7 @@ class ScriptedReplica:
         """Listen on the loopback until the context ends."""
         app = web.Application(client_max_size=2**30)
         app.router.add_get("/health", self._health)
-        app.router.add_post("/v1/chat/completions", self._answer)
-        app.router.add_post("/v1/completions", self._answer)
+        app.router.add_post("/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
@@ -55,6 +56,7 @@ class ScriptedReplica:
             await runner.cleanup()
 
     async def _health(self, request: web.Request) -> web.Response:
+        self.num_probes += 1
         return web.Response(status=200 if self.healthy else 503)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:

@@ -21,6 +21,7 @@ from aiohttp import web
 from erhpc.config import GatewayConfig, RouterConfig
 from erhpc.config.routing import RELAYS
 from erhpc.errors import ConfigError, ProcessError
+from erhpc.gateway import prober
 from erhpc.gateway.server import serve
 from erhpc.plan.specs import Endpoint, GatewaySpec
 from tests.fakes.routing import KeywordClassifier
@@ -610,10 +611,183 @@ async def test_an_unreachable_replica_is_answered_502_then_503_until_it_is_well_
 
 async def test_an_expert_is_missing_only_when_none_of_its_replicas_is_live():
     async with housing(names=("math-0", "math-1"), absent={"math-0": free_port()}, policy="round_robin") as house:
-        async with house.ask() as response:
-            assert response.status == 502
+        assert await replicas_of(house, 4) == ["math-1"] * 4
+        assert await house.metric('erhpc_replica_up{replica="math-0"}') == 0
         assert await house.status() == 200
-        assert await replicas_of(house, 3) == ["math-1"] * 3
+
+
+# Retries
+
+
+RETRIED = 'erhpc_retries_total{{replica="math-0",outcome="{}"}}'
+TWINS = {"names": ("math-0", "math-1"), "policy": "round_robin", "replica_policy": "round_robin"}
+
+
+async def test_a_request_whose_replica_is_gone_is_answered_by_another_and_this_is_said_and_counted():
+    async with housing(absent={"math-0": free_port()}, **TWINS) as house:
+        async with house.ask() as response:
+            assert (response.status, response.headers["x-erhpc-replica"]) == (200, "math-1")
+            assert response.headers["x-erhpc-retries"] == "1"
+        async with house.ask() as response:
+            assert "x-erhpc-retries" not in response.headers
+        assert await house.metric(RETRIED.format("unreachable")) == 1
+        assert await house.requests("ok", "math-1") == 2
+        assert await house.requests("unreachable", "math-0") == 0
+        assert await house.in_flight() == [0, 0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_breaks_off_before_its_first_byte_is_made_elsewhere(stream):
+    async with housing(**TWINS) as house:
+        act(house, break_at_once, stream_frames)
+        async with house.ask(stream=stream) as response:
+            assert await response.read() == b"".join((*FRAMES, DONE))
+            assert response.headers["x-erhpc-replica"] == "math-1"
+        assert await house.metric(RETRIED.format("broken")) == 1
+
+
+async def test_a_stream_that_breaks_after_its_first_byte_is_not_made_again():
+    async with housing(**TWINS) as house:
+        act(house, stream_then_break(FRAMES[0]), stream_frames)
+        async with house.ask(stream=True) as response:
+            assert b"replica_broken" in await response.read()
+        assert await house.metric(RETRIED.format("broken")) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "goes_elsewhere"),
+    [
+        (502, {}, True),
+        (504, {}, True),
+        (503, {"Retry-After": "1"}, True),
+        (429, {"Retry-After": "1"}, True),
+        (503, {}, False),
+        (429, {}, False),
+        (500, {}, False),
+        (400, {}, False),
+    ],
+)
+async def test_only_answers_that_may_be_had_elsewhere_are_asked_for_elsewhere(status, headers, goes_elsewhere):
+    async def fail(request):
+        await request.read()
+        return web.Response(status=status, headers=headers, text="{}")
+
+    async with housing(**TWINS) as house:
+        act(house, fail, answer_json)
+        async with house.ask() as response:
+            assert response.status == (200 if goes_elsewhere else status)
+        assert await house.metric(RETRIED.format("rejected")) == goes_elsewhere
+        assert await house.requests("rejected") == (not goes_elsewhere)
+
+
+async def test_retries_stop_when_most_requests_fail(monkeypatch):
+    monkeypatch.setattr(prober, "PROBE_INTERVAL_S", 0.01)
+    async with housing(**TWINS) as house:
+        act(house, break_at_once, break_at_once)
+        await keep_up(house)
+        for _ in range(40):
+            async with house.ask() as response:
+                assert response.status == 502
+            await keep_up(house)
+        retries = sum(
+            [await house.metric(f'erhpc_retries_total{{replica="math-{k}",outcome="broken"}}') for k in (0, 1)]
+        )
+        assert 10 <= retries <= 15
+        answers = sum([await house.requests("broken", f"math-{k}") for k in (0, 1)])
+        assert answers == 40
+
+
+async def keep_up(house):
+    """Wait until the replicas that were closed off are let in again: they are well, as their /health says."""
+    await until(lambda: are_up(house, 2), within_s=20)
+
+
+async def are_up(house, number):
+    return sum([await house.metric(f'erhpc_replica_up{{replica="math-{k}"}}') for k in (0, 1)]) == number
+
+
+def act(house, *scripts):
+    """Let the replicas do these, in order."""
+    for replica, script in zip(house.replicas.values(), scripts, strict=True):
+        replica.script = script
+
+
+# Replicas that are closed off
+
+
+async def test_three_broken_answers_in_a_row_close_a_replica_off_until_two_probes_are_good():
+    async with housing(break_at_once) as house:
+        for number in range(3):
+            assert await house.metric('erhpc_circuit_opened_total{replica="math-0"}') == 0
+            async with house.ask() as response:
+                assert response.status == 502, number
+        assert await house.metric('erhpc_circuit_opened_total{replica="math-0"}') == 1
+        async with house.ask() as response:
+            assert response.status == 503
+        await until(lambda: is_status(house, 200))
+        assert house.replicas["math-0"].num_probes >= 2
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+async def test_refusals_and_errors_of_a_request_close_no_replica_off(status):
+    async def fail(request):
+        await request.read()
+        return web.Response(status=status, text="{}")
+
+    async with housing(fail) as house:
+        for _ in range(5):
+            async with house.ask() as response:
+                assert response.status == status
+        assert await house.metric('erhpc_circuit_state{replica="math-0"}') == 0
+
+
+async def test_an_answer_between_failures_starts_the_count_again():
+    async with housing() as house:
+        statuses = []
+        for script in (break_at_once, break_at_once, answer_json, break_at_once, break_at_once):
+            house.replicas["math-0"].script = script
+            async with house.ask() as response:
+                statuses.append(response.status)
+        assert statuses == [502, 502, 200, 502, 502]
+        assert await house.metric('erhpc_circuit_state{replica="math-0"}') == 0
+
+
+async def test_a_silent_replica_whose_health_does_not_answer_is_closed_off(monkeypatch):
+    monkeypatch.setattr(prober, "SILENCE_S", 0.05)
+    monkeypatch.setattr(prober, "PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(prober, "PROBE_INTERVAL_S", 0.02)
+    async with housing(hang) as house:
+        house.replicas["math-0"].healthy = False
+        async with aiohttp.ClientSession(house.url, connector=aiohttp.TCPConnector(force_close=True)) as leaver:
+            body = {"model": "math", "messages": SUM}
+            asking = asyncio.create_task(leaver.post(CHAT, json=body))
+            await house.replicas["math-0"].arrivals.get()
+            await until(lambda: is_status(house, 503))
+            assert await house.metric('erhpc_circuit_opened_total{replica="math-0"}') == 1
+            house.replicas["math-0"].healthy = True
+            await until(lambda: is_status(house, 200))
+            asking.cancel()
+            await asyncio.wait([asking])
+
+
+async def test_a_replica_that_is_drained_gets_no_new_request_and_ends_those_it_has():
+    async with housing(stream_forever, key="secret", **TWINS) as house:
+        headers = {"Authorization": "Bearer secret"}
+        async with house.ask(stream=True, headers=headers) as first:
+            assert first.headers["x-erhpc-replica"] == "math-0"
+            async with house.session.post("/replicas/math-0/drain") as refused:
+                assert refused.status == 401
+            async with house.session.post("/replicas/math-0/drain", headers=headers) as told:
+                assert (await told.json())["state"] == "draining"
+            for _ in range(3):
+                async with house.ask(stream=True, headers=headers) as other:
+                    assert other.headers["x-erhpc-replica"] == "math-1"
+            assert await first.content.readany()
+            async with house.session.post("/replicas/math-0/resume", headers=headers) as told:
+                assert (await told.json())["state"] == "up"
+            async with house.session.post("/replicas/nobody/drain", headers=headers) as unknown:
+                assert unknown.status == 404
+                assert "math-0, math-1" in (await error_of(unknown))["message"]
 
 
 async def test_a_replica_that_breaks_off_before_or_within_a_whole_answer_is_answered_502():
@@ -650,6 +824,7 @@ async def test_a_client_that_leaves_ends_the_replicas_request_at_once(script, st
                 await (await asking).content.readany()
             assert await house.in_flight() == [1, 0]
             asking.cancel()
+            await asyncio.wait([asking])
         assert await asyncio.wait_for(house.replicas["math-0"].departures.get(), 5) is True
         await until(lambda: is_cancelled(house, 1))
         assert await house.in_flight() == [0, 0]

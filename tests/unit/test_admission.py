@@ -20,14 +20,14 @@ def turns(tickets: list[Ticket]) -> list[str]:
 
 
 def test_as_many_as_there_are_places_are_admitted_the_next_wait_and_more_are_refused():
-    admission = Admission(2, 1, 10)
+    admission = Admission(lambda: 2, 1, 10)
     assert turns(ask(admission, 3)) == ["admitted", "admitted", "waiting"]
     with pytest.raises(Overloaded):
         ask(admission, 1)
 
 
 def test_whoever_has_waited_longest_gets_the_place_that_is_left():
-    admission = Admission(1, 3, 10)
+    admission = Admission(lambda: 1, 3, 10)
     first, second, third, fourth = ask(admission, 4)
     third.leave()
     first.leave()
@@ -38,7 +38,7 @@ def test_whoever_has_waited_longest_gets_the_place_that_is_left():
 
 def test_whoever_waits_too_long_is_turned_away_and_told():
     told: list[str] = []
-    admission = Admission(1, 2, 10)
+    admission = Admission(lambda: 1, 2, 10)
     [first] = ask(admission, 1)
     late = admission.ask(lambda: told.append(late.turn.value), 1.0)
     later = admission.ask(lambda: told.append(later.turn.value), 2.0)
@@ -47,11 +47,11 @@ def test_whoever_waits_too_long_is_turned_away_and_told():
     first.leave()
     assert told == ["expired", "admitted"]
     late.leave()
-    assert (admission.num_in_flight, admission.num_queued) == (1, 0)
+    assert (admission.placed.value, admission.waiting.value) == (1, 0)
 
 
 def test_leaving_twice_gives_one_place_back():
-    admission = Admission(1, 2, 10)
+    admission = Admission(lambda: 1, 2, 10)
     first, second, third = ask(admission, 3)
     first.leave()
     first.leave()
@@ -60,19 +60,19 @@ def test_leaving_twice_gives_one_place_back():
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "leave", "expire"]), st.integers(0, 30)), max_size=80))
 def test_the_books_agree_with_the_tickets_whatever_happens(steps: list[tuple[str, int]]):
-    admission = Admission(3, 4, 5)
+    admission = Admission(lambda: 3, 4, 5)
     tickets: list[Ticket] = []
     for now_s, (step, number) in enumerate(steps):
         if step == "ask":
             try:
                 tickets.append(admission.ask(nothing, now_s))
             except Overloaded:
-                assert admission.num_queued == 4
+                assert admission.waiting.value == 4
         elif step == "leave" and tickets:
             tickets[number % len(tickets)].leave()
         else:
             admission.expire(now_s)
         standing = turns(tickets)
-        assert admission.num_in_flight == standing.count("admitted") <= 3
-        assert admission.num_queued == standing.count("waiting") <= 4
+        assert admission.placed.value == standing.count("admitted") <= 3
+        assert admission.waiting.value == standing.count("waiting") <= 4
         assert standing.count("waiting") == 0 or standing.count("admitted") == 3
