@@ -1,28 +1,36 @@
-"""The gateway of a run: `python -m jobs.gateway --spec FILE` serves until TERM or INT."""
+"""The gateway of a run: `python -m jobs.gateway --spec FILE` serves until TERM or INT.
+
+It watches over the processes that do the work (`jobs.gateway_worker`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from pathlib import Path
 
-from erhpc.gateway.server import serve
+from erhpc.gateway.supervisor import supervise
 from erhpc.plan.specs import GatewaySpec
-from erhpc.routing.artefact import read_artefact
-from jobs.process import read_key, run_job
+from jobs.process import parse_spec_path, read_key, read_spec, report_errors, run_until_stopped
 
 
-async def run(spec: GatewaySpec, stop: asyncio.Event) -> None:
+async def run(spec: GatewaySpec, path: Path, stop: asyncio.Event) -> None:
     """Serve until `stop`."""
-    classifier = read_artefact(Path(spec.artefact)) if spec.artefact else None
-    async with serve(spec, classifier=classifier, key=read_key(spec.key_file)) as url:
-        print(f"gateway: listening on {url}", flush=True)
+
+    def make_argv(number: int, port: int, memory: int) -> list[str]:
+        own = ["--worker", str(number), "--port", str(port), "--memory", str(memory)]
+        return [sys.executable, "-m", "jobs.gateway_worker", "--spec", str(path), *own]
+
+    async with supervise(spec, make_argv, key=read_key(spec.key_file)) as places:
+        print(f"gateway: listening on {places.url}\ngateway: status on {places.status_url}/status", flush=True)
         await stop.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve the gateway of the given spec; returns the exit code."""
-    return run_job("gateway", GatewaySpec, run, arguments)
+    path = parse_spec_path("gateway", GatewaySpec, arguments)
+    return report_errors("gateway", lambda: run_until_stopped(partial(run, read_spec(path, GatewaySpec), path)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import uvloop
@@ -27,11 +27,22 @@ def run_job(
     name: str, kind: type[Spec], work: Callable[[Spec, asyncio.Event], Awaitable[None]], arguments: list[str] | None
 ) -> int:
     """Run `work(spec, stop)` for `python -m jobs.<name> --spec FILE`; signals set `stop`. The exit code."""
+    path = parse_spec_path(name, kind, arguments)
+    return report_errors(name, lambda: run_until_stopped(partial(work, read_spec(path, kind))))
+
+
+def parse_spec_path(name: str, kind: type[Any], arguments: list[str] | None) -> Path:
+    """The FILE of `python -m jobs.<name> --spec FILE`."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}")
     parser.add_argument("--spec", type=Path, required=True, help=f"{kind.__name__} as JSON, written by a plan")
+    path: Path = parser.parse_args(arguments).spec
+    return path
+
+
+def report_errors(name: str, work: Callable[[], None]) -> int:
+    """Do `work`; the exit code: 1, with one line on stderr, if it raises an ErhpcError."""
     try:
-        spec = read_spec(parser.parse_args(arguments).spec, kind)
-        run_until_stopped(partial(work, spec))
+        work()
     except ErhpcError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1

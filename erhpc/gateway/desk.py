@@ -26,6 +26,7 @@ from erhpc.gateway.metrics import CANCELS, KEY_IN_FLIGHT, OVERFLOW, PLACED, REQU
 from erhpc.gateway.replicas import Replica
 from erhpc.gateway.requests import Inquiry, InquiryTraits
 from erhpc.gateway.retries import MAX_RETRIES, RetryBudget, is_failure, is_sign_of_life
+from erhpc.gateway.surface import needs_key
 from erhpc.plan.specs import GatewaySpec
 from erhpc.routing.experts import NoLiveReplica
 from erhpc.routing.policy import Choice
@@ -309,11 +310,6 @@ class Desk:
             placed=self.metrics.count(PLACED, expert),
             waiting=self.metrics.count(WAITING, expert),
         )
-
-
-def needs_key(path: str) -> bool:
-    """Whether only those who hold a key may ask for `path`."""
-    return path not in ("/health", "/metrics", "/status", "/status.json")
 
 
 def count_possible_streams() -> int:

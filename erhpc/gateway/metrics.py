@@ -33,6 +33,7 @@ _PLAIN = {
     "erhpc_queued": ("gauge", "Requests that wait for a place now."),
     "erhpc_default_expert_total": ("counter", "Texts with no known word."),
     "erhpc_redirects_total": ("counter", "Requests sent to their replica with 307 (gateway.data_path=redirect)."),
+    "erhpc_processes": ("gauge", "Processes that pass requests on and listen now."),
     "erhpc_process_restarts_total": ("counter", "Processes of the gateway that died and were started again."),
 }
 WAITING = "waiting for expert"

@@ -132,6 +132,11 @@ class Surface:
         }
 
 
+def needs_key(path: str) -> bool:
+    """Whether only those who hold a key may ask for `path`."""
+    return path not in ("/health", "/metrics", "/status", "/status.json")
+
+
 def describe_times(histogram: Histogram) -> dict[str, float | int | None]:
     """Number, mean and bounds of the median and the 99th percentile, seconds; null where there is none."""
     bounds = {"p50_s": histogram.quantile_s(0.5), "p99_s": histogram.quantile_s(0.99)}

@@ -52,6 +52,8 @@ class GatewaySpec:
 
     host: str
     port: int | str
+    status_port: int | str = 0
+    """Where it tells of itself, apart from the requests; 0: any free port."""
     endpoints: list[Endpoint]
     router: RouterConfig
     limits: GatewayConfig

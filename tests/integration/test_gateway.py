@@ -825,6 +825,8 @@ async def test_a_client_that_leaves_ends_the_replicas_request_at_once(script, st
             assert await house.in_flight() == [1, 0]
             asking.cancel()
             await asyncio.wait([asking])
+            if script is stream_forever:
+                asking.result().close()
         assert await asyncio.wait_for(house.replicas["math-0"].departures.get(), 5) is True
         await until(lambda: is_cancelled(house, 1))
         assert await house.in_flight() == [0, 0]

@@ -1,0 +1,52 @@
+"""One of the processes of a gateway: passes requests on until TERM, or until its input ends with the gateway.
+
+`python -m jobs.gateway_worker --spec FILE --worker K --port P --memory D`: the K-th, on a port that all share, with
+the memory behind the inherited descriptor D. Only `jobs.gateway` starts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from erhpc.gateway.server import serve
+from erhpc.gateway.shared import Shared
+from erhpc.plan.specs import GatewaySpec
+from erhpc.routing.artefact import read_artefact
+from jobs.process import read_key, read_spec, report_errors, run_until_stopped
+
+
+async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
+    """Serve until `stop`, or until the process that started this one is gone."""
+    spec = replace(read_spec(arguments.spec, GatewaySpec), port=arguments.port)
+    shared = Shared(spec.endpoints, num_workers=spec.limits.processes, descriptor=arguments.memory)
+    classifier = read_artefact(Path(spec.artefact)) if spec.artefact else None
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _read_end, stop)
+    key = read_key(spec.key_file)
+    async with serve(spec, classifier=classifier, key=key, shared=shared, row=arguments.worker):
+        shared.ledger(arguments.worker).count(("erhpc_processes",)).value = 1
+        await stop.wait()
+
+
+def _read_end(stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        stop.set()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.gateway_worker")
+    parser.add_argument("--spec", type=Path, required=True)
+    for name in ("--worker", "--port", "--memory"):
+        parser.add_argument(name, type=int, required=True)
+    return report_errors("gateway", lambda: run_until_stopped(partial(run, parser.parse_args(arguments))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
