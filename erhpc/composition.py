@@ -23,7 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from erhpc.config import DEMO_CORPUS, ExperimentConfig, FitConfig, LoadTestConfig, WorkloadConfig
+from erhpc.config import (
+    DEMO_CORPUS,
+    ExperimentConfig,
+    FitConfig,
+    LoadTestConfig,
+    StandaloneGatewayConfig,
+    WorkloadConfig,
+)
 from erhpc.errors import ConfigError, ErhpcError
 
 CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
@@ -59,6 +66,7 @@ def register_schemas() -> None:
     store.store(name="experiment_schema", node=ExperimentConfig)
     store.store(name="fit_schema", node=FitConfig)
     store.store(name="load_schema", node=LoadTestConfig)
+    store.store(name="gateway_schema", node=StandaloneGatewayConfig)
 
 
 def to_config(composed: DictConfig, kind: type[T]) -> T:

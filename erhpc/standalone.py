@@ -21,9 +21,9 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from erhpc.client.target import parse_target
 from erhpc.cluster.process import ChildProcess
 from erhpc.config import LoadTestConfig
+from erhpc.discovery import find_base_url, is_emulated, list_models
 from erhpc.errors import ConfigError, InputError, ProcessError
 from erhpc.experts.engine_log import first_error
 from erhpc.load.calibrating import read_capacity
@@ -34,7 +34,6 @@ from erhpc.load.sweep import Sweep
 from erhpc.plan.commands import CLIENT_STOP_S, SEED_STRIDE
 from erhpc.plan.duration import plan_levels
 from erhpc.plan.levels import LoadPoint
-from erhpc.plan.protocol import EMULATED_OWNER
 from erhpc.plan.specs import CalibrationSpec, ClientSpec
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
@@ -46,7 +45,6 @@ from erhpc.results.summary import summarise_level
 EXTERNAL = "external"
 """What the column `engine` says of a server that erhpc did not start."""
 EMULATED = "emulated"
-ASK_TIMEOUT_S = 10.0
 
 
 def prepare_folder(config: LoadTestConfig, yaml: str, server: Server, key: str | None, now: datetime) -> RunPaths:
@@ -104,36 +102,17 @@ async def find_server(config: LoadTestConfig, key: str | None) -> Server:
     Raises:
         ConfigError: the server cannot be asked, or lists no model and none is named.
     """
-    target = parse_target(config.url.rstrip("/").removesuffix("/v1"))
-    connector = aiohttp.UnixConnector(target.host) if target.scheme == "unix" else None
-    base = "http://localhost" if target.scheme == "unix" else target.url.rstrip("/")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
     try:
-        async with (
-            aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout, trust_env=False) as session,
-            session.get(f"{base}/v1/models") as answer,
-        ):
-            cards = _read_cards(await answer.read())
+        cards = await list_models(config.url, key)
     except (aiohttp.ClientError, OSError) as error:
         raise ConfigError(
             f"url={config.url}: the server cannot be asked ({type(error).__name__}: {error}). Is it up? Give its base "
             "URL."
         ) from error
     if config.model is None and not cards:
-        raise ConfigError(f"url={config.url}: /v1/models lists no model (HTTP {answer.status}). Name one: model=NAME.")
-    is_emulated = any(owner.startswith(EMULATED_OWNER) for owner in cards.values())
+        raise ConfigError(f"url={config.url}: /v1/models lists no model. Name one: model=NAME.")
     model = config.model or next(iter(cards))
-    return Server(target.url.rstrip("/"), model, EMULATED if is_emulated else EXTERNAL)
-
-
-def _read_cards(body: bytes) -> dict[str, str]:
-    """Models and their owners; none if this is no list of models."""
-    try:
-        cards = msgspec.json.decode(body)["data"]
-        return {str(card["id"]): str(card.get("owned_by", "")) for card in cards}
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        return {}
+    return Server(find_base_url(config.url), model, EMULATED if is_emulated(cards) else EXTERNAL)
 
 
 class LoadTest:

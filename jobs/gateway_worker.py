@@ -28,7 +28,8 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
     classifier = read_artefact(Path(spec.artefact)) if spec.artefact else None
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _read_end, stop)
     key = read_key(spec.key_file)
-    async with serve(spec, classifier=classifier, key=key, shared=shared, row=arguments.worker):
+    expert_key = key if spec.expert_key_file is None else read_key(spec.expert_key_file or None)
+    async with serve(spec, classifier=classifier, key=key, expert_key=expert_key, shared=shared, row=arguments.worker):
         shared.ledger(arguments.worker).count(("erhpc_processes",)).value = 1
         await stop.wait()
 

@@ -23,6 +23,7 @@ from erhpc.cluster.status import LevelResult, ReplicaStatus, RunState, RunStatus
 from erhpc.errors import ProcessError
 from erhpc.load.progress import Progress
 from erhpc.load.sweep import Sweep
+from erhpc.plan.commands import GATEWAY_STATUS_URL
 from erhpc.plan.levels import LoadPoint
 from erhpc.plan.placeholders import Bindings
 from erhpc.plan.plan import Plan, PlannedLevel, PlannedProcess
@@ -156,9 +157,10 @@ class Coordinator:
         endpoints = {replica.replica: bindings.fill(replica.url) for replica in self._plan.replicas}
         gateway = self._plan.gateway
         gateway_url = bindings.fill(gateway.ready.url) if gateway is not None and gateway.ready else None
-        listing = {"gateway": gateway_url, "replicas": endpoints}
+        status_url = bindings.fill(GATEWAY_STATUS_URL) if gateway is not None else None
+        listing = {"gateway": gateway_url, "gateway_status": status_url, "replicas": endpoints}
         write_atomically(self._run.endpoints, msgspec.json.format(msgspec.json.encode(listing), indent=2))
-        async with LevelStore(self._plan, self._run, self._key, gateway_url, list(endpoints.values())) as store:
+        async with LevelStore(self._plan, self._run, self._key, status_url, list(endpoints.values())) as store:
             await self._calibrate()
             await self._sweep(store)
 

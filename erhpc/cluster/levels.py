@@ -32,6 +32,13 @@ class _Telemetry(msgspec.Struct):
 
     lag_p99_s: float
     step_lateness_p99_s: float = 0.0
+    restarts: int = 0
+    """Processes of the gateway that died and were started again, since its start."""
+
+    @property
+    def lateness_s(self) -> float:
+        """How late it ran, its event loop or its steps."""
+        return max(self.lag_p99_s, self.step_lateness_p99_s)
 
 
 _decode_telemetry = msgspec.json.Decoder(_Telemetry).decode
@@ -40,10 +47,12 @@ _decode_telemetry = msgspec.json.Decoder(_Telemetry).decode
 class LevelStore:
     """Stores the levels of one run, one after the other."""
 
-    def __init__(self, plan: Plan, run: RunPaths, key: str, gateway_url: str | None, replica_urls: list[str]) -> None:
+    def __init__(self, plan: Plan, run: RunPaths, key: str, status_url: str | None, replica_urls: list[str]) -> None:
         self._plan = plan
         self._run = run
-        self._gateway_url = gateway_url
+        self._status_url = status_url
+        """Where the gateway tells of itself."""
+        self._num_restarts = 0
         self._replica_urls = replica_urls
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key}"},
@@ -69,47 +78,53 @@ class LevelStore:
         lost = len(paths) - len(found)
         reasons = [*reasons, *([f"{lost} of {len(paths)} client processes left no records"] if lost else [])]
         # Once a server died or the run was interrupted, silence has its reason already.
-        gateway_lag_s, engine_lag_s, silences = (None, None, []) if reasons else await self._read_lags(parts)
+        gateway_lag_s, engine_lag_s, complaints = (None, None, []) if reasons else await self._read_lags(parts)
         await self._save_gateway_metrics()
         lags_s = (gateway_lag_s, engine_lag_s)
-        row = await asyncio.to_thread(self._append, level, point, parts, lags_s, [*reasons, *silences])
+        row = await asyncio.to_thread(self._append, level, point, parts, lags_s, [*reasons, *complaints])
         for path in found:
             path.unlink()
         return row
 
     async def _read_lags(self, parts: list[ClientPart]) -> tuple[float | None, float | None, list[str]]:
-        """Lag of the gateway, worst lag of the emulated experts since the window began, and who did not tell."""
+        """Lag of the gateway, worst lag of the emulated experts since the window began, and what was wrong."""
         # The drain after the window counts too. Clients on other nodes have other clocks, but one window.
         start_ns = min(part.window_start_monotonic_ns - part.clock_offset_ns for part in parts)
         window_s = min((time.monotonic_ns() - start_ns) / 1e9, KEEP_S)
-        servers = {"gateway": self._gateway_url} if self._gateway_url else {}
+        servers = {"gateway": self._status_url} if self._status_url else {}
         if self._plan.is_emulated:
             names = (replica.replica for replica in self._plan.replicas)
             servers |= dict(zip(names, self._replica_urls, strict=True))
-        answers = await asyncio.gather(*(self._read_lag(url, window_s) for url in servers.values()))
+        answers = await asyncio.gather(*(self._ask(url, window_s) for url in servers.values()))
         found = dict(zip(servers, answers, strict=True))
-        lags_s = {name: answer for name, answer in found.items() if isinstance(answer, float)}
-        silences = [f"{name}: no telemetry ({answer})" for name, answer in found.items() if isinstance(answer, str)]
-        return lags_s.pop("gateway", None), max(lags_s.values(), default=None), silences
+        lags_s = {name: answer.lateness_s for name, answer in found.items() if isinstance(answer, _Telemetry)}
+        complaints = [f"{name}: no telemetry ({answer})" for name, answer in found.items() if isinstance(answer, str)]
+        complaints += self._note_restarts(found.get("gateway"))
+        return lags_s.pop("gateway", None), max(lags_s.values(), default=None), complaints
+
+    def _note_restarts(self, gateway: _Telemetry | str | None) -> list[str]:
+        if not isinstance(gateway, _Telemetry):
+            return []
+        num_new, self._num_restarts = gateway.restarts - self._num_restarts, gateway.restarts
+        return [f"{num_new} processes of the gateway died and were started again"] if num_new else []
 
     async def _save_gateway_metrics(self) -> None:
         """Keep the gateway's counters beside the records: they must tell of the same number of requests."""
-        if self._gateway_url is None:
+        if self._status_url is None:
             return
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with self._session.get(f"{self._gateway_url}/metrics") as answer:
+            async with self._session.get(f"{self._status_url}/metrics") as answer:
                 write_atomically(self._run.gateway_metrics, await answer.read())
 
-    async def _read_lag(self, url: str, window_s: float) -> float | str:
-        """How late a server ran, its event loop or its steps, in seconds; a text says why it does not tell."""
+    async def _ask(self, url: str, window_s: float) -> _Telemetry | str:
+        """How a server fared; a text says why it does not tell."""
         try:
             async with self._session.get(f"{url}/telemetry", params={"window_s": f"{window_s:.3f}"}) as answer:
                 if answer.status != 200:
                     return f"HTTP {answer.status}"
-                telemetry = _decode_telemetry(await answer.read())
+                return _decode_telemetry(await answer.read())
         except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
             return str(error) or type(error).__name__
-        return max(telemetry.lag_p99_s, telemetry.step_lateness_p99_s)
 
     def _append(
         self,

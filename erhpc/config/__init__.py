@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from erhpc.config.arrivals import ArrivalConfig, ProfileConfig, ThinkTimeConfig
 from erhpc.config.cluster import ClusterConfig, PlacementConfig
-from erhpc.config.experiment import ExperimentConfig, LoadTestConfig
+from erhpc.config.experiment import ExperimentConfig, LoadTestConfig, StandaloneGatewayConfig
 from erhpc.config.experts import SYNTHETIC_WEIGHTS, ArchitectureConfig, EngineConfig, ExpertConfig
 from erhpc.config.load import LoadConfig, SearchConfig, SloConfig, StopConfig
 from erhpc.config.routing import POLICIES, RULES, FitConfig, GatewayConfig, RouterConfig
@@ -39,6 +39,7 @@ __all__ = [
     "RouterConfig",
     "SearchConfig",
     "SloConfig",
+    "StandaloneGatewayConfig",
     "StopConfig",
     "ThinkTimeConfig",
     "WorkloadConfig",

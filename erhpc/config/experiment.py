@@ -56,6 +56,11 @@ class ExperimentConfig:
         check_sweep(self.workload, self.slo, self.stop, self.search)
         self._check_lengths()
         self._check_router()
+        if self.gateway.tls_certificate is not None:
+            raise ConfigError(
+                f"gateway.tls_certificate={self.gateway.tls_certificate}: a run speaks HTTP only. Leave it out, or "
+                "start a gateway of its own with it: python -m erhpc.gateway."
+            )
 
     def _check_lengths(self) -> None:
         """The longest answer must leave room for a prompt in every expert."""
@@ -80,6 +85,42 @@ class ExperimentConfig:
             raise ConfigError(
                 f"router.default_expert={default!r} is no expert of this experiment. "
                 f"Allowed: {', '.join(self.experts)}."
+            )
+
+
+@dataclass
+class StandaloneGatewayConfig:
+    """What `python -m erhpc.gateway` is told: a gateway before servers that run already."""
+
+    experts: list[str]
+    """Base URLs of OpenAI-compatible servers, each `URL` or `NAME=URL`; NAME is the expert, by default its model.
+    Several with the same expert are its replicas."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: all of the machine, and then give a key."""
+    port: int = 8000
+    """0: any free one."""
+    status_port: int | None = None
+    """Where the gateway tells of itself apart from requests; null: the next one after `port`."""
+    key: str | None = None
+    """File with the bearer token that users need; null: none is needed, unless gateway.keys names some."""
+    expert_key: str | None = None
+    """File with the bearer token that the servers need; null: none is sent."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.experts:
+            raise ConfigError("experts is empty. Give one server or more: --experts http://127.0.0.1:8001 ...")
+        require_range("port", self.port, 0, 65535)
+        if self.status_port is not None:
+            require_range("status_port", self.status_port, 0, 65535)
+        if self.router.policy == "none":
+            raise ConfigError("router.policy=none means that there is no gateway. Choose another policy.")
+        if self.router.policy == "cluster" and self.router.artefact is None:
+            raise ConfigError(
+                "router.policy=cluster needs router.artefact, a directory that `python -m erhpc.fit` wrote for as many "
+                "clusters as there are experts. Fit one, or choose another policy: router=least_loaded."
             )
 
 

@@ -48,19 +48,21 @@ async def serve(
     *,
     classifier: TextClassifier | None = None,
     key: str | None = None,
+    expert_key: str | None = "",
     shared: Shared | None = None,
     row: int = 0,
 ) -> AsyncIterator[str]:
     """Serve the gateway of `spec` while the context is open; yields its URL (port 0 takes a free one).
 
     `shared` is the memory of a gateway of several processes, of which this is number `row`; without it, this process
-    is all of it, and looks after the replicas itself.
+    is all of it, and looks after the replicas itself. Users need `key`; replicas get `expert_key`, by default the same.
 
     Raises:
         ConfigError: the policy does not fit the experts or the classifier.
         InputError: the file of keys or the certificate cannot be used.
         ProcessError: the port cannot be had.
     """
+    expert_key = key if expert_key == "" else expert_key
     own = shared or Shared(spec.endpoints, num_workers=1, is_alone=True)
     ledger = own.ledger(row)
     replicas = [Replica(endpoint, ledger) for endpoint in spec.endpoints]
@@ -69,7 +71,7 @@ async def serve(
     keys = KeyRing(key, spec.limits.keys, num_slots=KEY_SLOTS)
     context = load_certificate(spec)
     async with AsyncExitStack() as closing:
-        relay = PlainRelay(spec.limits, key)
+        relay = PlainRelay(spec.limits, expert_key)
         closing.push_async_callback(relay.close)
         lag = LoopLag(values=LoopLagRing(own.lag_memory(row), metrics.loop_lag))
         lag.start()
@@ -93,7 +95,7 @@ async def serve(
         make_protocol: Callable[[], asyncio.BaseProtocol] = runner.server
         front = None
         if spec.limits.relay == "fast":
-            front = await closing.enter_async_context(Front(desk, runner.server, key=key))
+            front = await closing.enter_async_context(Front(desk, runner.server, key=expert_key))
             make_protocol = front.make_caller
         server = await listen(make_protocol, spec.host, int(spec.port), context, is_shared=shared is not None)
         try:

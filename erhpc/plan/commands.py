@@ -14,13 +14,14 @@ import msgspec
 from erhpc.config import AUTO_MODEL, ExperimentConfig
 from erhpc.plan.memory import CPU_KV_BYTES
 from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
-from erhpc.plan.ports import ENGINE_PORTS
+from erhpc.plan.ports import ENGINE_PORTS, STATUS_PORT
 from erhpc.plan.specs import CalibrationSpec, ClientSpec, EmulatedExpertSpec, Endpoint, GatewaySpec
 from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
 from erhpc.results.paths import RunPaths
 
 RUN = RunPaths(Path("{run}"))
 """The run folder as a placeholder."""
+GATEWAY_STATUS_URL = f"http://{{address0}}:{{port{STATUS_PORT}}}"
 KEY_FILE = str(RUN.key)
 GATEWAY_READY_S = 60.0
 SEED_STRIDE = 1000
@@ -111,10 +112,11 @@ def command_gateway(
     *,
     is_emulated: bool,
 ) -> PlannedProcess:
-    """The gateway, on the first node."""
+    """The gateway, on the first node; `port` is where it is asked, STATUS_PORT where it tells of itself."""
     spec = GatewaySpec(
         host="{address0}",
         port=f"{{port{port}}}",
+        status_port=f"{{port{STATUS_PORT}}}",
         endpoints=[_endpoint(replica) for replica in replicas],
         router=experiment.router,
         limits=experiment.gateway,
@@ -126,7 +128,7 @@ def command_gateway(
     process = _own_process("gateway", "gateway", 0, spec, python)
     return replace(
         process,
-        ports=(port,),
+        ports=(port, STATUS_PORT),
         ready=ReadyCheck(f"http://{{address0}}:{{port{port}}}", AUTO_MODEL, GATEWAY_READY_S),
     )
 

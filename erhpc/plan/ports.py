@@ -13,7 +13,9 @@ from erhpc.errors import PlacementError
 
 RENDEZVOUS_PORT = 0
 GATEWAY_PORT = 1
-FIRST_REPLICA_PORT = 2
+STATUS_PORT = 2
+"""Where the gateway tells of itself."""
+FIRST_REPLICA_PORT = 3
 CANDIDATE_BANDS = 16
 ENGINE_PORTS = 16
 """Ports a vLLM server takes for itself (VLLM_PORT and those after it)."""

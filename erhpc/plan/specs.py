@@ -63,6 +63,9 @@ class GatewaySpec:
     is_emulated: bool = False
     """Whether the replicas are emulated experts, which the list of models must not hide."""
     key_file: str | None = None
+    """Holds the key that users need."""
+    expert_key_file: str | None = None
+    """Holds the key that the replicas need; None: the same, empty: they need none."""
 
 
 @dataclass(frozen=True, kw_only=True)

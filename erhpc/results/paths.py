@@ -54,7 +54,7 @@ class RunPaths:
 
     @property
     def endpoints(self) -> Path:
-        """URL of every replica and of the gateway (JSON)."""
+        """URLs of every replica, of the gateway, and of where the gateway tells of itself (JSON)."""
         return self.root / "endpoints.json"
 
     @property

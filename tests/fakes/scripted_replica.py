@@ -45,6 +45,7 @@ class ScriptedReplica:
         """Listen on the loopback until the context ends."""
         app = web.Application(client_max_size=2**30)
         app.router.add_get("/health", self._health)
+        self.add_routes(app)
         app.router.add_post("/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05)
         await runner.setup()
@@ -54,6 +55,9 @@ class ScriptedReplica:
             yield self
         finally:
             await runner.cleanup()
+
+    def add_routes(self, app: web.Application) -> None:
+        """Answer other routes too; a replica of a kind of its own says which."""
 
     async def _health(self, request: web.Request) -> web.Response:
         self.num_probes += 1

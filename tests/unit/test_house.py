@@ -45,7 +45,7 @@ PURE_ROOMS = ("http1", "plan", "routing", "twin")
 IMPURE_MODULES = {"asyncio", "socket", "subprocess", "aiohttp"}
 IMPURE_CALL = re.compile(r"\b(time\.\w+|datetime\.now|random\.(?!Random|default_rng)\w+)\(")
 # The verb of a room assembles; it is the room's door, not part of it.
-DOORS = {"erhpc/load/__main__.py", "erhpc/plan/__main__.py", "erhpc/report/__main__.py"}
+DOORS = {"erhpc/gateway/__main__.py", "erhpc/load/__main__.py", "erhpc/plan/__main__.py", "erhpc/report/__main__.py"}
 FILES = sorted(
     path.relative_to(ROOT).as_posix() for folder in ("erhpc", "jobs") for path in (ROOT / folder).rglob("*.py")
 )

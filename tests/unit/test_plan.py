@@ -92,7 +92,7 @@ def test_no_gpu_is_held_twice_and_every_replica_is_placed(sizes, strategy):
         (["experts.expert_0.replicas=9"], ["GPUs missing", "cluster.max_nodes"]),
         (["cluster.gpus_per_node=4", "experts.expert_0.tensor_parallel=8", "cluster.max_nodes=1"], ["do not fit"]),
         (["cluster.gpus_per_node=6", "experts.expert_0.tensor_parallel=8"], ["multiple", "6"]),
-        (["cluster.ports=[20000,20002]"], ["20000", "needs 4", "[20000,32000]"]),
+        (["cluster.ports=[20000,20003]"], ["20000", "needs 5", "[20000,32000]"]),
         (["cluster.gpu=tpu"], ["tpu", "a100_80"]),
         (["cluster.time_limit_min=5"], ["time_limit_min=5", "measure_s"]),
         (["placement=spread", "placement.nodes=9"], ["placement.nodes=9", "cluster.max_nodes"]),
@@ -168,7 +168,7 @@ def test_a_plan_reads_back_from_json_as_it_was(name):
 
 
 def test_the_band_of_a_job_follows_its_number_and_wraps_around():
-    ports = build_port_map([20000, 20099], num_replicas=8, engine_ports=0)
+    ports = build_port_map([20000, 20099], num_replicas=7, engine_ports=0)
 
     bands = list(ports.bands_for(23))
 

@@ -217,8 +217,8 @@ def test_no_prompt_is_sent_past_the_limit_while_another_expert_is_below_it(loads
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"overflow": "wait"}, "router.overflow=wait is reserved.*Allowed: none, next_nearest"),
-        ({"overflow": "away"}, "router.overflow='away'.*Allowed: none, next_nearest"),
+        ({"policy": "random", "overflow": "wait"}, "overflow=wait needs router.policy=cluster.*random"),
+        ({"overflow": "away"}, "router.overflow='away'.*Allowed: none, wait, next_nearest"),
         ({"policy": "random", "overflow": "next_nearest"}, "overflow=next_nearest needs router.policy=cluster.*random"),
         ({"policy": "session", "temperature": 0.1}, "router.temperature=0.1 needs router.policy=cluster"),
         ({"temperature": -0.1}, "router.temperature=-0.1 is out of range"),
