@@ -6,15 +6,16 @@ It knows neither how a replica is chosen (`desk`) nor how bytes reach it (`relay
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 from aiohttp import web
 
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.desk import REQUEST_ID, Desk
-from erhpc.gateway.errors import ApiError, ReplicaError, answer_error, overloaded, too_long, unknown_route
+from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, answer_error, overloaded, too_long, unknown_route
 from erhpc.gateway.metrics import CONTENT_TYPE
 from erhpc.gateway.relay import Relay
 from erhpc.gateway.replicas import find_missing_experts
@@ -81,7 +82,8 @@ class Gateway:
             raise overloaded() from None
         try:
             if ticket.turn is Turn.WAITING:
-                await changed.wait()
+                with self._counting_leave():
+                    await changed.wait()
             if ticket.turn is not Turn.ADMITTED:
                 raise overloaded()
         except BaseException:
@@ -89,8 +91,18 @@ class Gateway:
             raise
         return ticket
 
+    @contextlib.contextmanager
+    def _counting_leave(self) -> Iterator[None]:
+        """Count a client that leaves before a replica is chosen."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._desk.metrics.requests["", "", Outcome.CANCELLED] += 1
+            raise
+
     async def _pass_on(self, api: Api, request: web.Request) -> web.StreamResponse:
-        body = await read_body(request, self._desk.spec.limits.max_body_bytes)
+        with self._counting_leave():
+            body = await read_body(request, self._desk.spec.limits.max_body_bytes)
         session = request.headers.get(SESSION_HEADER)
         forward = self._desk.decide(api, body, read_request_id(request), session_header=session)
         with self._desk.begin(forward) as flight:

@@ -16,7 +16,7 @@ from typing import Any
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.answers import build_error
 from erhpc.gateway.desk import REQUEST_ID, Desk
-from erhpc.gateway.errors import ApiError, overloaded
+from erhpc.gateway.errors import ApiError, Outcome, overloaded
 from erhpc.gateway.passage import Passage
 from erhpc.gateway.requests import SESSION_HEADER, Api, choose_request_id
 from erhpc.gateway.upstream import UpstreamPool
@@ -140,6 +140,8 @@ class Caller(asyncio.Protocol):
         if passage is not None:
             passage.cancel()
             self._front.note_end()
+        elif self._head is not None:
+            self._front.desk.metrics.requests["", "", Outcome.CANCELLED] += 1
         self._give_place_up()
 
     def data_received(self, data: bytes) -> None:
