@@ -20,7 +20,13 @@ from erhpc.gateway.errors import ApiError, Outcome, overloaded
 from erhpc.gateway.passage import Passage
 from erhpc.gateway.requests import SESSION_HEADER, Api, choose_request_id
 from erhpc.gateway.upstream import UpstreamPool
-from erhpc.http1.requests import MAX_HEAD_BYTES, RequestHead, find_request_head, parse_request_head
+from erhpc.http1.requests import (
+    MAX_HEAD_BYTES,
+    RequestHead,
+    find_request_head,
+    may_become_plain,
+    parse_request_head,
+)
 from erhpc.plan.protocol import API_PATHS
 
 WATCH_S = 0.25
@@ -215,7 +221,7 @@ class Caller(asyncio.Protocol):
         """Take the head of a request; False if it is not complete, or aiohttp has the connection now."""
         end = find_request_head(self._buffer)
         if not end:
-            if len(self._buffer) > MAX_HEAD_BYTES:
+            if len(self._buffer) > MAX_HEAD_BYTES or not may_become_plain(self._buffer):
                 self._hand_over()
             return False
         head = parse_request_head(bytes(self._buffer[:end])) if end <= MAX_HEAD_BYTES else None
