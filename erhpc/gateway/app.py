@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.desk import REQUEST_ID, Desk
@@ -24,6 +26,19 @@ from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER
 from erhpc.results.telemetry import LoopLag, parse_window_s
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+LOGGER = logging.getLogger("erhpc.gateway")
+"""For aiohttp: what it has to say of requests that the gateway does not take itself."""
+
+
+def is_own_fault(record: logging.LogRecord) -> bool:
+    """Whether `record` tells of more than a client's bad request, each of which would fill the log with a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+LOGGER.addFilter(is_own_fault)
 
 
 class Gateway:

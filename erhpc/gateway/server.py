@@ -14,7 +14,7 @@ from aiohttp import web
 
 from erhpc.errors import ProcessError
 from erhpc.gateway.admission import Admission
-from erhpc.gateway.app import Gateway
+from erhpc.gateway.app import LOGGER, Gateway
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import KEEP_ALIVE_S, Front
 from erhpc.gateway.prober import Prober
@@ -57,6 +57,7 @@ async def serve(
         runner = web.AppRunner(
             Gateway(desk, relay=relay, lag=lag).build_app(),
             access_log=None,
+            logger=LOGGER,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
             shutdown_timeout=STOP_TIMEOUT_S,

@@ -38,7 +38,7 @@ def relay(request: pytest.FixtureRequest) -> str:
 def nothing_is_logged(caplog: pytest.LogCaptureFixture):
     """The loop's exception handler, asyncio and aiohttp have nothing to complain about."""
     yield
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING] == []
 
 
 def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -184,3 +184,23 @@ async def test_a_replica_is_let_go_as_soon_as_its_client_leaves(relay):
             times_s.append(house.replica.last_lost_s - left_s)
     times_s.sort()
     print(f"{relay}: client leaves -> replica let go: p50 {times_s[50] * 1e3:.2f} ms, most {times_s[-1] * 1e3:.2f} ms")
+
+
+# Heads
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(request().replace(b"\r\n", b"\n"), id="bare line feeds"),
+        pytest.param(bytes.fromhex("16030100c8010000c40303"), id="TLS"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="SSH"),
+        pytest.param(b"{}\n", id="no HTTP"),
+        pytest.param(b" POST / HTTP/1.1\r\n", id="a blank first"),
+    ],
+)
+async def test_what_can_never_become_a_request_is_answered_400_at_once(relay, data):
+    async with housing(relay) as house:
+        head, _ = await asyncio.wait_for(house.gate.ask(data), 5)
+        assert head.split(b" ")[1] == b"400"
+        assert house.replica.num_connections == 0
