@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
@@ -21,8 +22,9 @@ import pytest
 import uvloop
 
 from erhpc.config.routing import RELAYS
-from tests.fakes.counting_replica import EVENT, CountingReplica
-from tests.gateways import Gate, Streams, chat, request, serving
+from tests.fakes.counting_replica import EVENT, JSON, CountingReplica
+from tests.gateways import CHAT, LAST, Gate, Streams, chat, read_response, request, serving
+from tests.streams import chunk
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -204,3 +206,161 @@ async def test_what_can_never_become_a_request_is_answered_400_at_once(relay, da
         head, _ = await asyncio.wait_for(house.gate.ask(data), 5)
         assert head.split(b" ")[1] == b"400"
         assert house.replica.num_connections == 0
+
+
+# Framing
+
+
+def post(fields: bytes, body: bytes, *, target: bytes = CHAT.encode(), version: bytes = b"1.1") -> bytes:
+    """A request whose framing is told by `fields`."""
+    return b"POST %b HTTP/%b\r\nhost: a\r\n%b\r\n%b" % (target, version, fields, body)
+
+
+ASKED = chat("x")
+SMUGGLED = request(chat("smuggled"))
+LENGTH = b"content-length: %d\r\n" % len(ASKED)
+CHUNKED = b"transfer-encoding: chunked\r\n"
+IN_CHUNKS = chunk(ASKED) + LAST
+
+
+def with_chunk_line(line: bytes) -> bytes:
+    """A chunked body whose first chunk begins with `line`."""
+    return post(CHUNKED, line + ASKED + b"\r\n" + LAST + SMUGGLED)
+
+
+REFUSED = {
+    "length beside chunks": post(LENGTH + CHUNKED, IN_CHUNKS + SMUGGLED),
+    "chunks beside length": post(CHUNKED + LENGTH, IN_CHUNKS + SMUGGLED),
+    "two lengths": post(LENGTH + b"content-length: 0\r\n", ASKED + SMUGGLED),
+    "the same length twice": post(LENGTH + LENGTH, ASKED + SMUGGLED),
+    "lengths in a list": post(b"content-length: %d, 0\r\n" % len(ASKED), ASKED + SMUGGLED),
+    "length with a sign": post(b"content-length: +%d\r\n" % len(ASKED), ASKED + SMUGGLED),
+    "length in hexadecimal": post(b"content-length: 0x%x\r\n" % len(ASKED), ASKED + SMUGGLED),
+    "length below 0": post(b"content-length: -1\r\n", ASKED + SMUGGLED),
+    "length past 64 bits": post(b"content-length: %d\r\n" % (2**64 + len(ASKED)), ASKED + SMUGGLED),
+    "no digits in length": post(b"content-length:\r\n", ASKED + SMUGGLED),
+    "Arabic digits": post("content-length: ١٢\r\n".encode(), ASKED + SMUGGLED),
+    "blank before the colon": post(b"transfer-encoding : chunked\r\n" + LENGTH, IN_CHUNKS + SMUGGLED),
+    "folded line": post(b"transfer-encoding:\r\n chunked\r\n", IN_CHUNKS + SMUGGLED),
+    "folded line beside length": post(b"transfer-encoding:\r\n chunked\r\n" + LENGTH, IN_CHUNKS + SMUGGLED),
+    "vertical tab": post(b"transfer-encoding:\x0bchunked\r\n" + LENGTH, IN_CHUNKS + SMUGGLED),
+    "unknown coding": post(b"transfer-encoding: xchunked\r\n" + LENGTH, ASKED + SMUGGLED),
+    "no coding": post(b"transfer-encoding: identity\r\n" + LENGTH, ASKED + SMUGGLED),
+    "chunks not last": post(b"transfer-encoding: chunked, identity\r\n", IN_CHUNKS + SMUGGLED),
+    "chunked twice": post(CHUNKED + CHUNKED, IN_CHUNKS + SMUGGLED),
+    "chunks in HTTP/1.0": post(CHUNKED + LENGTH, IN_CHUNKS + SMUGGLED, version=b"1.0"),
+    "field after a line feed": post(b"x: y\ntransfer-encoding: chunked\r\n" + LENGTH, IN_CHUNKS + SMUGGLED),
+    "field after a carriage return": post(b"x: y\rtransfer-encoding: chunked\r\n" + LENGTH, IN_CHUNKS + SMUGGLED),
+    "NUL in a field": post(b"x: a\x00b\r\n" + LENGTH, ASKED + SMUGGLED),
+    "a line without a colon": post(b"x\r\n" + LENGTH, ASKED + SMUGGLED),
+    "two hosts": post(b"host: b\r\n" + LENGTH, ASKED + SMUGGLED),
+    "no host": post(LENGTH, ASKED + SMUGGLED).replace(b"host: a\r\n", b""),
+    "chunk size with 0x": with_chunk_line(b"0x%x\r\n" % len(ASKED)),
+    "chunk size with a sign": with_chunk_line(b"+%x\r\n" % len(ASKED)),
+    "chunk size below 0": with_chunk_line(b"-1\r\n"),
+    "chunk size past 64 bits": with_chunk_line(b"1%016x\r\n" % len(ASKED)),
+    "blank after the chunk size": with_chunk_line(b"%x \r\n" % len(ASKED)),
+    "line feed after the chunk size": with_chunk_line(b"%x\n" % len(ASKED)),
+    "line feed in a chunk extension": with_chunk_line(b"%x;a\nb\r\n" % len(ASKED)),
+    "no chunk size": with_chunk_line(b"\r\n"),
+    "chunk longer than it says": with_chunk_line(b"5\r\n"),
+    "bad trailer": post(CHUNKED, chunk(ASKED) + b"0\r\nno field\r\n\r\n" + SMUGGLED),
+    "length in the trailer": post(CHUNKED, chunk(ASKED) + b"0\r\ncontent-length: 5\r\n\r\n" + SMUGGLED),
+    "a request for a body": request(SMUGGLED),
+    "a body that ends within the next request": post(b"content-length: %d\r\n" % (len(ASKED) + 30), ASKED + SMUGGLED),
+    "HTTP/1.2": post(LENGTH, ASKED + SMUGGLED, version=b"1.2"),
+    "HTTP/0.9": b"POST /v1/chat/completions\r\n\r\n" + SMUGGLED,
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SMUGGLED,
+    "NUL in the target": post(LENGTH, ASKED + SMUGGLED, target=b"/v1/\x00"),
+    "invalid UTF-8": request(b'{"model":"auto","messages":[{"role":"user","content":"\xff"}]}'),
+    "half a surrogate": request(b'{"model":"auto","messages":[{"role":"user","content":"\\ud800"}]}'),
+    "a deep body": request(b'{"model":"auto","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "a huge number": request(
+        b'{"model":"auto","messages":[{"role":"user","content":"x"}],"user":' + b"9" * 6000 + b"}"
+    ),
+    "no gzip": post(b"content-encoding: gzip\r\n" + LENGTH, ASKED),
+    "unknown content coding": post(b"content-encoding: br\r\n" + LENGTH, ASKED),
+    "a header of 100 kB": post(b"x: " + b"a" * 100_000 + b"\r\n" + LENGTH, ASKED),
+    "10,000 headers": post(b"".join(b"x-%d: y\r\n" % n for n in range(10_000)) + LENGTH, ASKED),
+    "a header without end": b"POST / HTTP/1.1\r\nx: " + b"a" * 200_000,
+    "headers without end": b"POST / HTTP/1.1\r\n" + b"x: y\r\n" * 50_000,
+    "a target without end": b"POST /" + b"a" * 200_000,
+}
+
+
+def count_smuggled(replica: CountingReplica) -> int:
+    """Requests that the replica was sent as if a client had asked for them."""
+    return sum(b'"content": "smuggled"' in body for body in replica.bodies)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_hidden_in_it_reaches_a_replica(relay, name):
+    async with housing(relay) as house:
+        head, _ = await asyncio.wait_for(house.gate.ask(REFUSED[name]), 5)
+        assert head.split(b" ")[1] == b"400"
+        assert (await house.gate.ask(request(ASKED)))[0].startswith(b"HTTP/1.1 200 ")
+        assert (house.replica.num_requests, count_smuggled(house.replica), house.replica.strange) == (1, 0, [])
+
+
+UNUSUAL = {
+    "chunks": post(CHUNKED, IN_CHUNKS),
+    "chunk by chunk": post(CHUNKED, b"".join(chunk(ASKED[n : n + 1]) for n in range(len(ASKED))) + LAST),
+    "chunk extension": post(CHUNKED, b"%x;a=b\r\n" % len(ASKED) + ASKED + b"\r\n" + LAST),
+    "chunk size with zeros": post(CHUNKED, b"%040x\r\n" % len(ASKED) + ASKED + b"\r\n" + LAST),
+    "trailer": post(CHUNKED, chunk(ASKED) + b"0\r\nx: y\r\n\r\n"),
+    "tab before the coding": post(b"transfer-encoding:\tchunked\r\n", IN_CHUNKS),
+    "underscore": post(b"transfer_encoding: chunked\r\n" + LENGTH, ASKED),
+    "absolute target": post(LENGTH, ASKED, target=b"http://elsewhere.example/v1/chat/completions"),
+    "query": post(LENGTH, ASKED, target=b"/v1/chat/completions?x=1"),
+    "HTTP/1.0": post(LENGTH, ASKED, version=b"1.0"),
+    "empty line first": b"\r\n" + post(LENGTH, ASKED),
+    "upgrade": post(b"connection: upgrade\r\nupgrade: h2c\r\n" + LENGTH, ASKED),
+    "100 headers": post(b"".join(b"x-%d: y\r\n" % n for n in range(100)) + LENGTH, ASKED),
+    "a request in a prompt": request(chat(SMUGGLED.decode())),
+    "a field of 100,000 digits": request(ASKED[:-1] + b', "x": ' + b"9" * 100_000 + b"}"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+async def test_what_is_unusual_but_clear_is_answered_once(relay, name):
+    async with housing(relay) as house:
+        head, body = await asyncio.wait_for(house.gate.ask(UNUSUAL[name]), 5)
+        assert (head.split(b" ")[1], body) == (b"200", JSON)
+        assert (await house.gate.ask(request(ASKED)))[0].startswith(b"HTTP/1.1 200 ")
+        assert (house.replica.num_requests, count_smuggled(house.replica), house.replica.strange) == (2, 0, [])
+
+
+TURNED_AWAY = {
+    "no such route": (post(b"content-length: %d\r\n" % len(SMUGGLED), SMUGGLED, target=b"/v1/nothing"), b"404"),
+    "no such method": (request(SMUGGLED, CHAT, "PUT"), b"405"),
+    "a body where none belongs": (request(SMUGGLED, "/v1/models", "GET"), b"200"),
+    "too long": (request(SMUGGLED * 100), b"413"),
+    "too long in chunks": (post(CHUNKED, chunk(SMUGGLED * 100) + LAST), b"413"),
+    "no such model": (request(chat(SMUGGLED.decode()).replace(b"auto", b"law")), b"404"),
+    "too many": (request(SMUGGLED), b"503"),
+}
+
+
+@pytest.mark.parametrize("name", TURNED_AWAY)
+async def test_the_body_of_a_request_that_is_turned_away_is_never_read_as_a_request(relay, name):
+    data, status = TURNED_AWAY[name]
+    crowded = {"max_in_flight": 1, "max_queued": 0} if name == "too many" else {}
+    async with housing(relay, max_body_bytes=4096, **crowded) as house:
+        _, holder = await house.gate.connect()
+        if crowded:
+            holder.write(request(chat("hang")))
+            await until(lambda: is_asked(house, 1))
+        reader, writer = await house.gate.connect()
+        writer.write(data)
+        assert (await read_response(reader))[0].split(b" ")[1] == status
+        leave(holder, rudely=False)
+        # What follows on the connection is answered, unless it is closed.
+        writer.write(request(b"", "/health", "GET"))
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            assert (await read_response(reader))[1].startswith(b'{"status"')
+        writer.close()
+        assert count_smuggled(house.replica) == 0
+
+
+async def is_asked(house: House, num_requests: int) -> bool:
+    return house.replica.num_requests == num_requests
