@@ -47,6 +47,15 @@ class Gate:
     async def connect(self) -> Streams:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
+    @asynccontextmanager
+    async def visit(self) -> AsyncIterator[Streams]:
+        """A connection until the context ends."""
+        reader, writer = await self.connect()
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+
     async def ask(self, data: bytes) -> tuple[bytes, bytes]:
         """Head and body of the response to `data`, on a connection of its own."""
         reader, writer = await self.connect()

@@ -17,7 +17,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.desk import REQUEST_ID, Desk
-from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, answer_error, overloaded, too_long, unknown_route
+from erhpc.gateway.errors import (
+    ApiError,
+    Outcome,
+    ReplicaError,
+    answer_error,
+    overloaded,
+    too_long,
+    too_slow,
+    unknown_route,
+)
+from erhpc.gateway.front import REQUEST_TIMEOUT_S
 from erhpc.gateway.metrics import CONTENT_TYPE
 from erhpc.gateway.relay import Relay
 from erhpc.gateway.replicas import find_missing_experts
@@ -157,11 +167,14 @@ def read_request_id(request: web.Request) -> str:
 
 
 async def read_body(request: web.Request, max_body_bytes: int) -> bytes:
-    """The body of `request`. Raises ApiError 413 if it is longer than allowed, 400 if it is broken."""
+    """The body of `request`. Raises ApiError 413 if it is too long, 408 if it is late, 400 if it is broken."""
     if (request.content_length or 0) > max_body_bytes:
         raise too_long(max_body_bytes)
     try:
-        body = await request.read()
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            body = await request.read()
+    except TimeoutError:
+        raise too_slow(REQUEST_TIMEOUT_S) from None
     except web.HTTPRequestEntityTooLarge as error:
         raise too_long(max_body_bytes) from error
     except web.RequestPayloadError as error:

@@ -16,7 +16,7 @@ from typing import Any
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.answers import build_error
 from erhpc.gateway.desk import REQUEST_ID, Desk
-from erhpc.gateway.errors import ApiError, Outcome, overloaded
+from erhpc.gateway.errors import ApiError, Outcome, overloaded, too_slow
 from erhpc.gateway.passage import Passage
 from erhpc.gateway.requests import SESSION_HEADER, Api, choose_request_id
 from erhpc.gateway.upstream import UpstreamPool
@@ -152,6 +152,8 @@ class Caller(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if not (self._buffer or self._head or self._skip_bytes):
+            self._since_s = None  # a request begins
         self._buffer += data
         if self._skip_bytes:
             self._skip()
@@ -201,7 +203,9 @@ class Caller(asyncio.Protocol):
             self._passage.check_silence(now_s)
         elif self._since_s is None or self._is_waiting:
             self._since_s = now_s
-        elif now_s - self._since_s > (REQUEST_TIMEOUT_S if self._buffer or self._head else KEEP_ALIVE_S):
+        elif (self._buffer or self._head) and now_s - self._since_s > REQUEST_TIMEOUT_S:
+            self._give_up()
+        elif now_s - self._since_s > KEEP_ALIVE_S:
             self._transport.close()
 
     def _read(self) -> None:
@@ -259,6 +263,16 @@ class Caller(asyncio.Protocol):
         self._resume()
         self._skip()
         asyncio.get_running_loop().call_soon(self._read)
+
+    def _give_up(self) -> None:
+        """Answer 408, and read no more."""
+        error, given = too_slow(REQUEST_TIMEOUT_S), self._head.get(b"x-request-id") if self._head else None
+        self._front.desk.note_refusal(error)
+        self.write(build_error(error, {REQUEST_ID: choose_request_id(given), "connection": "close"}))
+        self._give_place_up()
+        self._head = None
+        self._buffer.clear()
+        self._transport.close()
 
     def _skip(self) -> None:
         skipped = min(len(self._buffer), self._skip_bytes)

@@ -20,10 +20,8 @@ EVENT = chunk(b'data: {"choices":[]}\n\n')
 STREAM = CHUNKED_HEAD + EVENT + chunk(DONE) + LAST_CHUNK
 FLOOD = chunk(b"data: " + b"x" * 32_000 + b"\n\n")
 WORDS = (b"hang", b"linger", b"flood", b'"stream":true')
-"""No answer; one event and then nothing; events as fast as they are taken, for ever; a short stream, asked for as the gateway
-writes it.
-
-Without any of them: a short JSON answer.
+"""No answer; one event and then nothing; events as fast as they are taken, for ever; a short stream, which the gateway
+asks for in these bytes. Without any of them: a short JSON answer.
 """
 
 

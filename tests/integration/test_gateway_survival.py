@@ -22,6 +22,7 @@ import pytest
 import uvloop
 
 from erhpc.config.routing import RELAYS
+from erhpc.gateway import app, front, server
 from tests.fakes.counting_replica import EVENT, JSON, CountingReplica
 from tests.gateways import CHAT, LAST, Gate, Streams, chat, read_response, request, serving
 from tests.streams import chunk
@@ -71,7 +72,9 @@ async def housing(relay: str, **given: Any) -> AsyncIterator[House]:
 async def until(holds: Callable[[], Awaitable[bool]], *, within_s: float = 10.0) -> None:
     """Return once it holds; fails after `within_s`."""
     async with asyncio.timeout(within_s):
-        while not await holds():
+        while True:
+            if await holds():
+                return
             await asyncio.sleep(0.002)
 
 
@@ -154,9 +157,8 @@ async def test_thousands_of_clients_that_leave_in_every_phase_leave_nothing_behi
         assert await house.gate.outcomes() == {"cancelled": num_aborts * 4 // 5}
         assert (await house.gate.ask(request(chat("x"))))[0].startswith(b"HTTP/1.1 200 ")
     growth = last[0] - first[0], (last[1] - first[1]) / 2**20
-    print(
-        f"{relay}: {num_aborts} aborts in {time.monotonic() - begin_s:.1f} s; objects +{growth[0]}, {growth[1]:+.1f} MiB"
-    )
+    took_s = time.monotonic() - begin_s
+    print(f"{relay}: {num_aborts} aborts in {took_s:.1f} s; objects {growth[0]:+}, {growth[1]:+.1f} MiB")
     assert growth[0] < num_aborts / 10
     assert growth[1] < 8
 
@@ -345,12 +347,14 @@ TURNED_AWAY = {
 async def test_the_body_of_a_request_that_is_turned_away_is_never_read_as_a_request(relay, name):
     data, status = TURNED_AWAY[name]
     crowded = {"max_in_flight": 1, "max_queued": 0} if name == "too many" else {}
-    async with housing(relay, max_body_bytes=4096, **crowded) as house:
-        _, holder = await house.gate.connect()
+    async with (
+        housing(relay, max_body_bytes=4096, **crowded) as house,
+        house.gate.visit() as (_, holder),
+        house.gate.visit() as (reader, writer),
+    ):
         if crowded:
             holder.write(request(chat("hang")))
             await until(lambda: is_asked(house, 1))
-        reader, writer = await house.gate.connect()
         writer.write(data)
         assert (await read_response(reader))[0].split(b" ")[1] == status
         leave(holder, rudely=False)
@@ -358,9 +362,66 @@ async def test_the_body_of_a_request_that_is_turned_away_is_never_read_as_a_requ
         writer.write(request(b"", "/health", "GET"))
         with contextlib.suppress(asyncio.IncompleteReadError):
             assert (await read_response(reader))[1].startswith(b'{"status"')
-        writer.close()
         assert count_smuggled(house.replica) == 0
 
 
 async def is_asked(house: House, num_requests: int) -> bool:
     return house.replica.num_requests == num_requests
+
+
+# Time
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of a second is a minute."""
+    monkeypatch.setattr(front, "WATCH_S", 0.02)
+    for module in (app, front):
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.2)
+    for module in (front, server):
+        monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.3)
+
+
+@pytest.mark.parametrize("data", [b"", b"POST", request()[:60]], ids=["nothing", "a word", "half a head"])
+async def test_a_connection_that_says_no_whole_head_is_closed_after_a_time(relay, impatience, data):
+    async with housing(relay) as house, house.gate.visit() as (reader, writer):
+        writer.write(data)
+        rest = await asyncio.wait_for(reader.read(), 5)
+        assert rest == b"" or rest.startswith(b"HTTP/1.1 408 ")
+        await check_nothing_is_left(house)
+
+
+@pytest.mark.parametrize("fields", [LENGTH, CHUNKED], ids=["of known length", "in chunks"])
+async def test_a_body_that_does_not_come_in_time_is_answered_408_and_gives_its_place_up(relay, impatience, fields):
+    async with housing(relay, max_in_flight=1) as house, house.gate.visit() as (reader, writer):
+        writer.write(post(fields, b"1\r\n{"))
+        assert (await asyncio.wait_for(read_response(reader), 5))[0].startswith(b"HTTP/1.1 408 ")
+        assert (await house.gate.ask(request(ASKED)))[0].startswith(b"HTTP/1.1 200 ")
+        assert await house.gate.outcomes() == {"refused": 1, "ok": 1}
+
+
+async def test_a_body_that_arrives_a_byte_at_a_time_is_answered_and_holds_no_neighbour_up(relay):
+    async with housing(relay) as house, house.gate.visit() as (reader, writer):
+        for number, byte in enumerate(request(ASKED)):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            if number % 16 == 0:
+                assert (await house.gate.ask(request(ASKED)))[0].startswith(b"HTTP/1.1 200 ")
+        assert (await read_response(reader))[1] == JSON
+
+
+async def test_a_request_that_begins_on_a_connection_long_idle_has_all_its_time(relay, monkeypatch):
+    monkeypatch.setattr(front, "WATCH_S", 0.01)
+    monkeypatch.setattr(front, "REQUEST_TIMEOUT_S", 0.3)
+    async with housing(relay) as house, house.gate.visit() as (reader, writer):
+        writer.write(request(ASKED))
+        await read_response(reader)
+        for part, pause_s in ((request(ASKED)[:40], 0.5), (request(ASKED)[40:], 0.05)):
+            due_s = time.monotonic() + pause_s
+            await until(lambda due_s=due_s: has_passed(due_s))
+            writer.write(part)
+        assert (await read_response(reader))[1] == JSON
+
+
+async def has_passed(time_s: float) -> bool:
+    return time.monotonic() >= time_s
