@@ -6,6 +6,7 @@ The only place that knows all parts of the gateway; it knows no route and no fil
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -71,6 +72,10 @@ async def serve(
             front = await closing.enter_async_context(Front(desk, runner.server, key=key))
             make_protocol = front.make_caller
         server = await _listen(make_protocol, spec.host, int(spec.port))
+        for listener in server.sockets:
+            # Connections inherit it. The kernel cuts one whose client reads nothing of what waits for it: see tcp(7).
+            stall_ms = int(spec.limits.stall_timeout_s * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
         try:
             yield f"http://{spec.host}:{server.sockets[0].getsockname()[1]}"
         finally:

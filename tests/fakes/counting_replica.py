@@ -1,6 +1,6 @@
 """A replica on bare protocols that counts what reaches it, fast enough for tens of thousands of requests.
 
-What it answers is told by a word in the body of the request: see `WORDS`.
+What it answers is told by a word in the body of the request: see `ANSWERS`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
 EVENT = chunk(b'data: {"choices":[]}\n\n')
 STREAM = CHUNKED_HEAD + EVENT + chunk(DONE) + LAST_CHUNK
 FLOOD = chunk(b"data: " + b"x" * 32_000 + b"\n\n")
-WORDS = (b"hang", b"linger", b"flood", b'"stream":true')
-"""No answer; one event and then nothing; events as fast as they are taken, for ever; a short stream, which the gateway
-asks for in these bytes. Without any of them: a short JSON answer.
+BIG = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n" + b" " * 1_000_000
+ANSWERS = {
+    b"hang": b"",
+    b"linger": CHUNKED_HEAD + EVENT,
+    b"flood": CHUNKED_HEAD,
+    b"big": BIG,
+    b'"stream":true': STREAM,
+    b"": WHOLE,
+}
+"""What is answered to a body with this word, the first that is found: nothing; one event and then nothing; events as
+fast as they are taken, for ever; 1 MB; a short stream, which the gateway asks for in these bytes; a short JSON answer.
 """
 
 
@@ -65,7 +73,7 @@ class _Connection(asyncio.Protocol):
         self._replica = replica
         self._connections = connections
         self._buffer = b""
-        self._floods = False
+        self._floods = self._is_full = False
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -85,8 +93,10 @@ class _Connection(asyncio.Protocol):
             head = self._buffer[:end]
             digits = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
             if head.startswith(b"GET /health HTTP/1.1\r\n"):
-                digits = b"0"
-            elif not head.startswith(b"POST /v1/") or b"\r\ntransfer-encoding" in head.lower() or not digits.isdigit():
+                self._buffer = self._buffer[end:]
+                self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                continue
+            if not head.startswith(b"POST /v1/") or b"\r\ntransfer-encoding" in head.lower() or not digits.isdigit():
                 self._replica.strange.append(head)
                 self.transport.abort()
                 return
@@ -96,26 +106,23 @@ class _Connection(asyncio.Protocol):
             self._answer(body)
 
     def pause_writing(self) -> None:
-        self._floods = False
+        self._is_full = True
 
     def resume_writing(self) -> None:
-        self._floods = True
+        self._is_full = False
         self._flood()
 
     def _answer(self, body: bytes) -> None:
         replica = self._replica
         replica.num_requests += 1
         replica.bodies.append(body)
-        word = next((word for word in WORDS if word in body), b"")
-        if word == b"linger":
-            self.transport.write(CHUNKED_HEAD + EVENT)
-        elif word == b"flood":
-            self.transport.write(CHUNKED_HEAD)
-            self.resume_writing()
-        elif word != b"hang":
-            self.transport.write(STREAM if word else WHOLE)
+        word = next(word for word in ANSWERS if word in body)
+        self.transport.write(ANSWERS[word])
+        if word == b"flood":
+            self._floods = True
+            self._flood()
 
     def _flood(self) -> None:
-        while self._floods and not self.transport.is_closing():
+        while self._floods and not self._is_full and not self.transport.is_closing():
             self.transport.write(FLOOD)
             self._replica.flooded_bytes += len(FLOOD)

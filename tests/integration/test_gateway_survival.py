@@ -425,3 +425,77 @@ async def test_a_request_that_begins_on_a_connection_long_idle_has_all_its_time(
 
 async def has_passed(time_s: float) -> bool:
     return time.monotonic() >= time_s
+
+
+# Clients that do not read
+
+
+@on_uvloop
+async def test_a_client_that_never_reads_is_cut_after_a_time_and_harms_no_neighbour(relay):
+    async with (
+        housing(relay, stall_timeout_s=0.5) as house,
+        house.gate.visit() as (_, writer),
+    ):
+        writer.transport.pause_reading()
+        writer.write(request(chat("flood", stream=True)))
+        await until(lambda: is_held_back(house))
+        memory_bytes = measure_memory()[1]
+        for _ in range(20):
+            assert (await house.gate.ask(request(ASKED)))[1] == JSON
+        assert measure_memory()[1] < memory_bytes + 2**24
+        await until(lambda: has_outcomes(house, {"ok": 20, "cancelled": 1}))
+        await until(lambda: is_idle(house))
+
+
+@on_uvloop
+async def test_a_client_that_never_reads_whole_answers_is_cut_too_once_they_are_over(relay):
+    async with housing(relay, stall_timeout_s=0.5) as house, house.gate.visit() as (_, writer):
+        writer.transport.pause_reading()
+        # The longest that is passed on whole, often enough to fill the buffers of all sockets on the way.
+        writer.write(request(chat("big")) * 30)
+        await until(lambda: is_stuck(house))
+        num_files = count_files()
+        await until(lambda: has_fewer_files(num_files))  # the kernel gives up without a word to the client
+        await until(lambda: is_idle(house))
+
+
+@on_uvloop
+async def test_a_client_that_reads_slowly_but_reads_is_not_cut(relay):
+    async with housing(relay, stall_timeout_s=0.5) as house, house.gate.visit() as (reader, writer):
+        writer.write(request(chat("flood", stream=True)))
+        begin_s = time.monotonic()
+        while time.monotonic() < begin_s + 1.5:
+            assert await reader.readexactly(65536)
+            due_s = time.monotonic() + 0.02
+            await until(lambda due_s=due_s: has_passed(due_s))
+        assert (await house.gate.gauges())["erhpc_admitted"] == 1
+
+
+async def is_held_back(house: House) -> bool:
+    """Whether the replica may send no more for now."""
+    flooded_bytes = house.replica.flooded_bytes
+    await asyncio.sleep(0.05)
+    return flooded_bytes == house.replica.flooded_bytes > 0
+
+
+async def is_stuck(house: House) -> bool:
+    """Whether no further request comes through."""
+    num_requests = house.replica.num_requests
+    await asyncio.sleep(0.05)
+    return num_requests == house.replica.num_requests > 0
+
+
+def count_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def has_fewer_files(number: int) -> bool:
+    return count_files() < number
+
+
+async def has_outcomes(house: House, outcomes: dict[str, int]) -> bool:
+    return await house.gate.outcomes() == outcomes
+
+
+async def is_idle(house: House) -> bool:
+    return set((await house.gate.gauges()).values()) == {0.0}
