@@ -297,6 +297,8 @@ class Caller(asyncio.Protocol):
         self._front.callers.discard(self)
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
+        if self._is_full:
+            protocol.pause_writing()
         protocol.data_received(bytes(self._buffer))
         self._buffer.clear()
 

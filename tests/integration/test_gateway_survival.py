@@ -499,3 +499,19 @@ async def has_outcomes(house: House, outcomes: dict[str, int]) -> bool:
 
 async def is_idle(house: House) -> bool:
     return set((await house.gate.gauges()).values()) == {0.0}
+
+
+@on_uvloop
+async def test_a_connection_changes_hands_while_its_client_does_not_read(relay):
+    # However many answers fill the buffers of all sockets on the way, one of these asks for something else just then.
+    async with housing(relay) as house, AsyncExitStack() as visits:
+        streams = [await visits.enter_async_context(house.gate.visit()) for _ in range(12)]
+        for number, (_, writer) in enumerate(streams):
+            writer.transport.pause_reading()
+            writer.write(request(chat("big")) * number + request(b"", "/v1/models", "GET"))
+        await until(lambda: is_stuck(house))
+        for number, (reader, writer) in enumerate(streams):
+            writer.transport.resume_reading()
+            for _ in range(number):
+                assert len((await read_response(reader))[1]) == 1_000_000
+            assert b'"auto"' in (await read_response(reader))[1]
