@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import time
 from collections.abc import Callable
 from typing import Any
@@ -198,7 +199,10 @@ class Caller(asyncio.Protocol):
         self._transport.abort()
 
     def check_times(self, now_s: float) -> None:
-        """Close a connection that is idle, or slow to send a request, for too long."""
+        """Close a connection that is idle, or slow to send a request, for too long, or that the client has closed."""
+        if self._is_paused and has_left(self._transport):
+            self.close()
+            return
         if self._passage is not None:
             self._passage.check_silence(now_s)
         elif self._since_s is None or self._is_waiting:
@@ -318,3 +322,10 @@ class Caller(asyncio.Protocol):
         if self._is_full:
             self._passage.pause()
         self._passage.start()
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Whether the client has closed its end; nobody is told while nothing is read."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -515,3 +515,49 @@ async def test_a_connection_changes_hands_while_its_client_does_not_read(relay):
             for _ in range(number):
                 assert len((await read_response(reader))[1]) == 1_000_000
             assert b'"auto"' in (await read_response(reader))[1]
+
+
+@on_uvloop
+async def test_a_client_that_leaves_is_noticed_though_nothing_more_is_read_of_what_it_sent():
+    # Not by the plain relay: aiohttp notices it when it reads again.
+    ahead = request(chat("x" * 100_000)) * 20
+    async with housing("fast", max_in_flight=1) as house, house.gate.visit() as (_, queued):
+        _, asked = await house.gate.connect()
+        asked.write(request(chat("hang")) + ahead)
+        await until(lambda: is_asked(house, 1))
+        queued.write(ahead)
+        await until(lambda: has_gauge(house, "erhpc_queued", 1))
+        leave(queued, rudely=False)
+        await until(lambda: has_gauge(house, "erhpc_queued", 0))
+        leave(asked, rudely=False)
+        await check_nothing_is_left(house)
+
+
+async def has_gauge(house: House, name: str, value: float) -> bool:
+    return (await house.gate.gauges())[name] == value
+
+
+# Bodies of 100 MB
+
+PIECE = b"x" * 2**16
+NUM_PIECES = 1600
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@on_uvloop
+async def test_a_body_of_100_mb_is_refused_before_it_is_kept(relay, framing):
+    in_chunks = framing == "chunks"
+    async with housing(relay) as house, house.gate.visit() as (reader, writer):
+        await house.gate.ask(request(ASKED))
+        memory_bytes = measure_memory()[1]
+        peak_bytes = 0
+        writer.write(post(CHUNKED if in_chunks else b"content-length: %d\r\n" % (NUM_PIECES * len(PIECE)), b""))
+        for number in range(NUM_PIECES):
+            writer.write(chunk(PIECE) if in_chunks else PIECE)
+            await writer.drain()
+            if number % 200 == 0:
+                assert (await house.gate.ask(request(ASKED)))[1] == JSON
+                peak_bytes = max(peak_bytes, measure_memory()[1])
+        assert (await read_response(reader))[0].startswith(b"HTTP/1.1 413 ")
+        assert peak_bytes - memory_bytes < 3 * 2**23
+        assert (await house.gate.outcomes())["refused"] == 1
