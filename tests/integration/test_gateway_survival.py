@@ -523,10 +523,12 @@ async def test_a_client_that_leaves_is_noticed_though_nothing_more_is_read_of_wh
     ahead = request(chat("x" * 100_000))
     async with housing("fast", max_in_flight=1) as house, house.gate.visit() as (_, queued):
         _, asked = await house.gate.connect()
-        asked.write(request(chat("hang")) + ahead)
+        asked.write(request(chat("hang")))
         await until(lambda: is_asked(house, 1))
+        asked.write(ahead)
         queued.write(ahead)
         await until(lambda: has_gauge(house, "erhpc_queued", 1))
+        queued.write(ahead)
         leave(queued, rudely=False)
         await until(lambda: has_gauge(house, "erhpc_queued", 0))
         leave(asked, rudely=False)
