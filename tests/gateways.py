@@ -110,8 +110,10 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 
 async def read_response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Head and body of a response; a chunked body stays as it is framed."""
+    """Head and body of a response; a chunked body stays as it is framed, interim heads are left out."""
     head = await reader.readuntil(b"\r\n\r\n")
+    while head.split(b" ")[1] == b"100":
+        head = await reader.readuntil(b"\r\n\r\n")
     fields = head.lower()
     if b"transfer-encoding: chunked" in fields:
         return head, await reader.readuntil(LAST)
