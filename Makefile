@@ -1,12 +1,13 @@
 # make demo: environment and quickstart | make test: everything | make check: format, lint, types, unit tests
 # make bench-load: how right the load generator is beside its peers (BENCH_ARGS="--clients erhpc --users 1,1000")
 # make bench-gateway: what the gateway costs beside nginx and other routers (BENCH_ARGS="--gateways fast,nginx")
+# make fuzz: 100,000 random requests to each relay of the gateway (ERHPC_FUZZ_SEED=1 for others)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 
-.PHONY: demo test check fix lock vllm-env bench-load bench-gateway clean
+.PHONY: demo test check fix lock vllm-env bench-load bench-gateway fuzz clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m erhpc.launch +experiment=quickstart
@@ -29,6 +30,9 @@ bench-load: $(VENV)/.dev
 
 bench-gateway: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.gateway $(BENCH_ARGS)
+
+fuzz: $(VENV)/.dev
+	ERHPC_FUZZ_REQUESTS=100000 $(BIN)/python -m pytest -q -s tests/integration/test_gateway_fuzz.py
 
 vllm-env:
 	bash .ci/vllm_env.sh

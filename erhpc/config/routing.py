@@ -113,6 +113,8 @@ class GatewayConfig:
     """Patience for a TCP connection to a replica; then the request is answered 502."""
     idle_timeout_s: float = 600.0
     """Longest silence of a replica within one answer; then the answer is broken off with an error."""
+    stall_timeout_s: float = 300.0
+    """How long a client may read nothing of what waits for it; then its connection is cut."""
 
     def __post_init__(self) -> None:
         require_range("gateway.processes", self.processes, 1, 256)
@@ -135,6 +137,7 @@ class GatewayConfig:
         require_range("gateway.max_body_bytes", self.max_body_bytes, 1024)
         require_range("gateway.connect_timeout_s", self.connect_timeout_s, 0.01)
         require_range("gateway.idle_timeout_s", self.idle_timeout_s, 0.1)
+        require_range("gateway.stall_timeout_s", self.stall_timeout_s, 0.1, 1_000_000)
 
 
 @dataclass

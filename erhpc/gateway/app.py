@@ -6,11 +6,13 @@ It knows neither how a replica is chosen (`desk`) nor how bytes reach it (`relay
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
 from erhpc.gateway.answers import find_usage
@@ -22,9 +24,11 @@ from erhpc.gateway.errors import (
     answer_error,
     overloaded,
     too_long,
+    too_slow,
     unknown_model,
     unknown_route,
 )
+from erhpc.gateway.front import REQUEST_TIMEOUT_S
 from erhpc.gateway.relay import Relay, Relayed
 from erhpc.gateway.requests import PASSED_HEADERS, SESSION_HEADER, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.retries import is_retried
@@ -38,6 +42,19 @@ OTHER_PATHS = (
     "/tokenize", "/detokenize", "/score", "/rerank", "/classify", "/pooling",
 )  # fmt: skip
 """Routes of OpenAI and vLLM that ask a model something; what changes a server (/v1/load_lora_adapter) is not passed."""
+
+
+LOGGER = logging.getLogger("erhpc.gateway")
+"""For aiohttp: what it has to say of requests that the gateway does not take itself."""
+
+
+def is_own_fault(record: logging.LogRecord) -> bool:
+    """Whether `record` tells of more than a client's bad request, each of which would fill the log with a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+LOGGER.addFilter(is_own_fault)
 
 
 class Gateway:
@@ -199,11 +216,14 @@ def read_request_id(request: web.Request) -> str:
 
 
 async def read_body(request: web.Request, max_body_bytes: int) -> bytes:
-    """The body of `request`. Raises ApiError 413 if it is longer than allowed, 400 if it is broken."""
+    """The body of `request`. Raises ApiError 413 if it is too long, 408 if it is late, 400 if it is broken."""
     if (request.content_length or 0) > max_body_bytes:
         raise too_long(max_body_bytes)
     try:
-        body = await request.read()
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            body = await request.read()
+    except TimeoutError:
+        raise too_slow(REQUEST_TIMEOUT_S) from None
     except web.HTTPRequestEntityTooLarge as error:
         raise too_long(max_body_bytes) from error
     except web.RequestPayloadError as error:

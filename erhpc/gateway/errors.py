@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     OVERLOADED = "overloaded"
     """There were too many requests: 503."""
     REFUSED = "refused"
-    """The gateway did not accept the request: 400, 401, 404, 413, or 429 (gateway.max_in_flight_per_key)."""
+    """The gateway did not accept the request: 400, 401, 404, 408, 413, or 429 (gateway.max_in_flight_per_key)."""
     LOST = "lost"
     """The process of the gateway that had the request died."""
 
@@ -159,6 +159,11 @@ def too_long(max_body_bytes: int) -> ApiError:
     return ApiError(
         413, f"The body is longer than {max_body_bytes} bytes (gateway.max_body_bytes). Send a shorter one."
     )
+
+
+def too_slow(timeout_s: float) -> ApiError:
+    """408: the request was not complete in time."""
+    return ApiError(408, f"The request did not arrive within {timeout_s:g} s. Send it again.")
 
 
 def unknown_route(error: web.HTTPException, request: web.Request) -> ApiError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,17 @@ from typing import Any
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.answers import build_error
 from erhpc.gateway.desk import QUEUE, REQUEST_ID, Desk, Forward, Visit
-from erhpc.gateway.errors import ApiError, overloaded
+from erhpc.gateway.errors import ApiError, overloaded, too_slow
 from erhpc.gateway.passage import Passage
 from erhpc.gateway.requests import PASSED_HEADERS, SESSION_HEADER, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.upstream import UpstreamPool
-from erhpc.http1.requests import MAX_HEAD_BYTES, RequestHead, find_request_head, parse_request_head
+from erhpc.http1.requests import (
+    MAX_HEAD_BYTES,
+    RequestHead,
+    find_request_head,
+    may_become_plain,
+    parse_request_head,
+)
 from erhpc.plan.protocol import API_PATHS
 
 WATCH_S = 0.25
@@ -158,6 +165,8 @@ class Caller(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if not (self._buffer or self._head or self._skip_bytes):
+            self._since_s = None  # a request begins
         self._buffer += data
         if self._skip_bytes:
             self._skip()
@@ -202,12 +211,17 @@ class Caller(asyncio.Protocol):
         self._transport.abort()
 
     def check_times(self, now_s: float) -> None:
-        """Close a connection that is idle, or slow to send a request, for too long."""
+        """Close a connection that is idle, or slow to send a request, for too long, or that the client has closed."""
+        if self._is_paused and has_left(self._transport):
+            self.close()
+            return
         if self._passage is not None:
             self._passage.check_silence(now_s)
         elif self._since_s is None or self._is_waiting:
             self._since_s = now_s
-        elif now_s - self._since_s > (REQUEST_TIMEOUT_S if self._buffer or self._head else KEEP_ALIVE_S):
+        elif (self._buffer or self._head) and now_s - self._since_s > REQUEST_TIMEOUT_S:
+            self._give_up()
+        elif now_s - self._since_s > KEEP_ALIVE_S:
             self._transport.close()
 
     def _read(self) -> None:
@@ -227,7 +241,7 @@ class Caller(asyncio.Protocol):
         """Take the head of a request; False if it is not complete, or aiohttp has the connection now."""
         end = find_request_head(self._buffer)
         if not end:
-            if len(self._buffer) > MAX_HEAD_BYTES:
+            if len(self._buffer) > MAX_HEAD_BYTES or not may_become_plain(self._buffer):
                 self._hand_over()
             return False
         head = parse_request_head(bytes(self._buffer[:end])) if end <= MAX_HEAD_BYTES else None
@@ -279,6 +293,16 @@ class Caller(asyncio.Protocol):
         self.write(build_error(error, {REQUEST_ID: request_id}))
         self._give_place_up()
 
+    def _give_up(self) -> None:
+        """Answer 408, and read no more."""
+        error, given = too_slow(REQUEST_TIMEOUT_S), self._head.get(b"x-request-id") if self._head else None
+        self._front.desk.note_refusal(error)
+        self.write(build_error(error, {REQUEST_ID: choose_request_id(given), "connection": "close"}))
+        self._give_place_up()
+        self._head = None
+        self._buffer.clear()
+        self._transport.close()
+
     def _skip(self) -> None:
         skipped = min(len(self._buffer), self._skip_bytes)
         del self._buffer[:skipped]
@@ -308,6 +332,8 @@ class Caller(asyncio.Protocol):
         self._front.callers.discard(self)
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
+        if self._is_full:
+            protocol.pause_writing()
         protocol.data_received(bytes(self._buffer))
         self._buffer.clear()
 
@@ -369,3 +395,10 @@ class Caller(asyncio.Protocol):
         if self._is_full:
             self._passage.pause()
         self._passage.start()
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Whether the client has closed its end; nobody is told while nothing is read."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))

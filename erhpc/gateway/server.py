@@ -6,6 +6,7 @@ The only place that knows all parts of the process that passes requests on; it k
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import sys
 import time
@@ -15,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from aiohttp import web
 
 from erhpc.errors import InputError, ProcessError
-from erhpc.gateway.app import Gateway
+from erhpc.gateway.app import LOGGER, Gateway
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import KEEP_ALIVE_S, Front
 from erhpc.gateway.keys import KeyRing
@@ -85,6 +86,7 @@ async def serve(
         runner = web.AppRunner(
             Gateway(desk, relay=relay, surface=surface).build_app(),
             access_log=None,
+            logger=LOGGER,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
             shutdown_timeout=STOP_TIMEOUT_S,
@@ -98,6 +100,10 @@ async def serve(
             front = await closing.enter_async_context(Front(desk, runner.server, key=expert_key))
             make_protocol = front.make_caller
         server = await listen(make_protocol, spec.host, int(spec.port), context, is_shared=shared is not None)
+        for listener in server.sockets:
+            # Connections inherit it. The kernel cuts one whose client reads nothing of what waits for it: see tcp(7).
+            stall_ms = int(spec.limits.stall_timeout_s * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
         try:
             scheme = "https" if context else "http"
             yield f"{scheme}://{spec.host}:{server.sockets[0].getsockname()[1]}"

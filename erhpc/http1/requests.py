@@ -40,6 +40,14 @@ def find_request_head(data: bytes | bytearray) -> int:
     return end + len(_HEAD_END) if end >= 0 else 0
 
 
+def may_become_plain(data: bytes | bytearray) -> bool:
+    """Whether a head that is not complete may still be plain; if not, nobody need wait for its end."""
+    line, is_whole, _ = data.partition(b"\r\n")
+    if is_whole and _REQUEST_LINE.fullmatch(line) is None:
+        return False
+    return data[:1].isupper() and data.count(b"\n") == data.count(b"\r\n")
+
+
 def parse_request_head(data: bytes) -> RequestHead | None:
     """Read a complete head, its empty line included; None if it is anything but plain."""
     request_line, *lines = data[: -len(_HEAD_END)].split(b"\r\n")

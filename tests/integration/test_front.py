@@ -9,76 +9,30 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from erhpc.config import GatewayConfig, RouterConfig
-from erhpc.gateway.server import serve
-from erhpc.plan.specs import Endpoint, GatewaySpec
+from tests.gateways import BODY, CHAT, LAST, Gate, read_request, read_response, request, serving
+from tests.streams import chunk
 
 pytestmark = pytest.mark.timeout(60)
 
-CHAT = "/v1/chat/completions"
-BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "é"}], "stream": True}).encode()
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-LAST = b"0\r\n\r\n"
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 EVENT = chunk(b'data: {"choices":[]}\n\n')
 WHOLE = HEAD + EVENT + chunk(b"data: [DONE]\n\n") + LAST
 
 
-def request(body: bytes = BODY, path: str = CHAT, method: str = "POST") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-
-
-async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Head and body of a request as they came."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-    return head, await reader.readexactly(length)
-
-
-async def read_response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Head and body of a response; a chunked body stays as it is framed."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    fields = head.lower()
-    if b"transfer-encoding: chunked" in fields:
-        return head, await reader.readuntil(LAST)
-    if b"content-length:" in fields:
-        return head, await reader.readexactly(int(fields.partition(b"content-length:")[2].partition(b"\r\n")[0]))
-    return head, await reader.read()
-
-
-class House:
+class House(Gate):
     """A gateway before one replica that runs a script on each of its connections."""
 
     def __init__(self, port: int) -> None:
-        self.port = port
+        super().__init__(port)
         self.asked: list[tuple[bytes, bytes]] = []
         self.num_connections = 0
         self.lost = asyncio.Event()
         """A connection to the replica was broken off by the gateway."""
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
-
-    async def ask(self, data: bytes) -> tuple[bytes, bytes]:
-        reader, writer = await self.connect()
-        writer.write(data)
-        try:
-            return await read_response(reader)
-        finally:
-            writer.close()
-
-    async def metric(self, name: str) -> float:
-        _, body = await self.ask(request(b"", "/metrics", "GET"))
-        lines = [line for line in body.decode().splitlines() if line.startswith(name)]
-        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
 
     async def requests(self, outcome: str) -> float:
         return await self.metric(f'erhpc_requests_total{{expert="a",replica="a-0",outcome="{outcome}"}}')
@@ -109,17 +63,9 @@ async def housing(*pieces: bytes, script: Script | None = None, **limits: float)
     async with AsyncExitStack() as stack:
         replica = await stack.enter_async_context(await asyncio.start_server(serve_connection, "127.0.0.1", 0))
         replica_port = replica.sockets[0].getsockname()[1]
-        spec = GatewaySpec(
-            host="127.0.0.1",
-            port=0,
-            endpoints=[Endpoint(replica="a-0", expert="a", model="llama", url=f"http://127.0.0.1:{replica_port}")],
-            router=RouterConfig(policy="round_robin"),
-            limits=GatewayConfig(relay="fast", **limits),  # type: ignore[arg-type]
-            artefact=None,
-            seed=0,
-        )
         house = House(0)
-        house.port = int((await stack.enter_async_context(serve(spec))).rpartition(":")[2])
+        gate = await stack.enter_async_context(serving([f"http://127.0.0.1:{replica_port}"], **limits))
+        house.port = gate.port
         yield house
 
 

@@ -83,10 +83,12 @@ async def test_it_answers_the_official_client_before_servers_that_know_nothing_o
 
 async def test_servers_with_the_same_model_are_replicas_of_one_expert():
     async with ListedReplica(answer_json).serving() as one, ListedReplica(answer_json).serving() as other:
-        async with gateway("--experts", one.url, other.url, "router=round_robin") as lines:
-            async with openai.AsyncOpenAI(base_url=lines[0].split()[-1], api_key="any", max_retries=0) as client:
-                for _ in range(4):
-                    await client.completions.create(model="llama", prompt="x")
+        async with (
+            gateway("--experts", one.url, other.url, "router=round_robin") as lines,
+            openai.AsyncOpenAI(base_url=lines[0].split()[-1], api_key="any", max_retries=0) as client,
+        ):
+            for _ in range(4):
+                await client.completions.create(model="llama", prompt="x")
         assert len(one.seen) == len(other.seen) == 2
 
 

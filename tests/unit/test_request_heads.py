@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from erhpc.http1.requests import find_request_head, parse_request_head
+from erhpc.http1.requests import find_request_head, may_become_plain, parse_request_head
 
 PLAIN = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: a:1\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n"
@@ -72,3 +72,17 @@ def test_a_head_ends_with_its_empty_line():
     assert find_request_head(PLAIN + b"{}") == len(PLAIN)
     assert find_request_head(PLAIN[:-1]) == 0
     assert find_request_head(bytearray(b"\r\n\r\n")) == 4
+
+
+def test_the_beginning_of_a_plain_head_may_become_one_and_what_is_no_http_or_ends_lines_with_lf_may_not():
+    assert all(may_become_plain(PLAIN[:length]) for length in range(1, len(PLAIN)))
+    assert may_become_plain(bytearray(PLAIN[:10]))
+    for data in (
+        b"POST / HTTP/1.1\n",
+        b"POST / HTTP/1.1\r\nx: y\n",
+        b"SSH-2.0-x\r\n",
+        b"\x16\x03\x01\x02",
+        b"\r",
+        b"post",
+    ):
+        assert not may_become_plain(data)
