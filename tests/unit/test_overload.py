@@ -69,7 +69,7 @@ def test_admission_keeps_nearly_all_of_the_goodput_however_many_ask(share: float
 
 def test_without_a_bound_nearly_everybody_is_answered_too_late():
     full = NUM_SLOTS / SERVICE_S * END_S
-    assert count_good(Admission(10**9, 0, 3.0), 1.5, random.Random(0)) < 0.1 * full
+    assert count_good(Admission(lambda: 10**9, 0, 3.0), 1.5, random.Random(0)) < 0.1 * full
 
 
 def test_those_whose_wait_would_be_too_long_are_not_let_wait():
