@@ -5,8 +5,9 @@ It knows no HTTP library, so that clients can stand beside each other, and no us
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +20,10 @@ STALE_S = 1.0
 """A kept connection that ends without an answer within this time had been closed before the request came."""
 TAIL_TIMEOUT_S = 1.0
 """How long the end of the response may follow [DONE], before the connection is given up; the answer counts anyway."""
+EXPERT_FIELD = "x-erhpc-expert"
+REPLICA_FIELD = "x-erhpc-replica"
+QUEUE_FIELD = "x-erhpc-queue-us"
+"""Fields of an answer's head in which a gateway says where it sent the request, and how long that waited for a turn."""
 MAX_ERROR_CHARS = 300
 MAX_GAP_US = 2**31 - 1
 """Largest gap that the records hold: 35 minutes."""
@@ -50,12 +55,28 @@ class Exchange:
     http_status: int | None = None
     expert: str | None = None
     replica: str | None = None
+    gateway_queue_s: float | None = None
+    """How long the request waited in the gateway for its turn; None if no gateway said so."""
     stamped_by: Stamper = "loop"
     new_connection: bool = False
     raw: list[bytes] | None = None
     """The pieces of the response as they came, kept if a list is given."""
     error_kind: ErrorKind | None = None
     error_text: str | None = None
+
+    def note_head(self, status: int, fields: Mapping[str, str]) -> None:
+        """Take in the head of an answer, `fields` by names in lower case.
+
+        What a gateway said that redirects stands, because the replica it redirects to says nothing of the kind.
+        """
+        self.http_status = status
+        is_routed = EXPERT_FIELD in fields
+        if is_routed:
+            self.expert, self.replica = fields[EXPERT_FIELD], fields.get(REPLICA_FIELD)
+        # A request that got as far as an expert and had to wait would say so.
+        queued = fields.get(QUEUE_FIELD, "0" if is_routed else None)
+        if queued is not None:
+            self.gateway_queue_s = _read_microseconds(queued)
 
     def fail(self, kind: ErrorKind, text: str) -> None:
         """Note what went wrong; the first failure is kept."""
@@ -81,6 +102,15 @@ class Exchange:
                     gap_us, last_us = (MAX_GAP_US, since_us) if gap_us > 0 else (0, last_us)
                 gaps_us.append(gap_us)
         return gaps_us
+
+
+def _read_microseconds(text: str) -> float | None:
+    """Seconds, None if `text` is no length of time in microseconds."""
+    try:
+        seconds = float(text) / 1e6
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,7 @@ class NativeClient:
         if not wire.loss or reception.has_begun or exchange.error_kind is not None:
             return False
         wire.close()
-        return self._clock() - exchange.sent_ns < STALE_S * 1e9
+        return self._clock() - wire.sent_ns < STALE_S * 1e9
 
     def _head(self, target: Target) -> bytes:
         # The key is for the server it was given for; a redirect elsewhere brings its own.

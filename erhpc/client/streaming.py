@@ -44,6 +44,10 @@ class _Attempt:
     limit_text: str = ""
     is_reused: bool = False
     """The connection had been used before."""
+    asked_ns: int = 0
+    """When the request left, to whichever server is being asked."""
+    is_answered: bool = False
+    """That server has answered."""
     refusal: bytes | None = None
     """What came of the body of an answer that is none."""
 
@@ -57,8 +61,9 @@ class _Attempt:
 
     def note_sent(self) -> None:
         """The head of the request has left."""
+        self.asked_ns, self.is_answered = self.clock(), False
         if self.exchange.http_status is None:  # else a server has redirected us: the time that took counts
-            self.exchange.sent_ns = self.clock()
+            self.exchange.sent_ns = self.asked_ns
         first_s = self.patience.first_token_s
         self.allow(first_s, "timeout_first_token", f"no token within {first_s} s")
 
@@ -70,8 +75,8 @@ class _Attempt:
 
     def is_stale(self) -> bool:
         """Whether the connection had been closed before the request came; asked when it is lost."""
-        is_young = self.clock() - self.exchange.sent_ns < STALE_S * 1e9
-        return self.is_reused and is_young and self.exchange.http_status is None
+        is_young = self.clock() - self.asked_ns < STALE_S * 1e9
+        return self.is_reused and is_young and not self.is_answered
 
     def note_refusal(self, body: bytes) -> None:
         """The server answered, but did not do as it was asked."""
@@ -84,7 +89,7 @@ class _Attempt:
         elif isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
             self.exchange.fail(self.limit_kind, self.limit_text)
         else:
-            kind = _failure_kind(error, self.exchange.http_status)
+            kind = _failure_kind(error, is_answered=self.is_answered)
             self.exchange.fail(kind, f"{type(error).__name__}: {error}")
 
 
@@ -159,9 +164,8 @@ class AiohttpClient:
 
     async def _receive(self, response: aiohttp.ClientResponse, attempt: _Attempt) -> str | None:
         exchange = attempt.exchange
-        exchange.http_status = response.status
-        exchange.expert = response.headers.get("x-erhpc-expert")
-        exchange.replica = response.headers.get("x-erhpc-replica")
+        attempt.is_answered = True
+        exchange.note_head(response.status, response.headers)
         if response.status in REDIRECTS and "location" in response.headers:
             await _read_tail(response.content)
             return response.headers["location"]
@@ -223,7 +227,7 @@ async def _read_tail(content: aiohttp.StreamReader) -> None:
                 pass
 
 
-def _failure_kind(error: Exception, status: int | None) -> ErrorKind:
+def _failure_kind(error: Exception, *, is_answered: bool) -> ErrorKind:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "timeout_connect"
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
@@ -232,4 +236,4 @@ def _failure_kind(error: Exception, status: int | None) -> ErrorKind:
         return "connect"
     if isinstance(error, aiohttp.ClientResponseError) or isinstance(error.__cause__, ContentEncodingError):
         return "malformed"
-    return "connect" if status is None else "truncated"
+    return "truncated" if is_answered else "connect"
