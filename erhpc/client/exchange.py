@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from erhpc.plan.protocol import EXPERT_HEADER, QUEUE_HEADER, REPLICA_HEADER
 from erhpc.results.record import ErrorKind, Stamper
 from erhpc.workload.requests import LoadRequest
 
@@ -20,10 +21,6 @@ STALE_S = 1.0
 """A kept connection that ends without an answer within this time had been closed before the request came."""
 TAIL_TIMEOUT_S = 1.0
 """How long the end of the response may follow [DONE], before the connection is given up; the answer counts anyway."""
-EXPERT_FIELD = "x-erhpc-expert"
-REPLICA_FIELD = "x-erhpc-replica"
-QUEUE_FIELD = "x-erhpc-queue-us"
-"""Fields of an answer's head in which a gateway says where it sent the request, and how long that waited for a turn."""
 MAX_ERROR_CHARS = 300
 MAX_GAP_US = 2**31 - 1
 """Largest gap that the records hold: 35 minutes."""
@@ -70,11 +67,11 @@ class Exchange:
         What a gateway said that redirects stands, because the replica it redirects to says nothing of the kind.
         """
         self.http_status = status
-        is_routed = EXPERT_FIELD in fields
+        is_routed = EXPERT_HEADER in fields
         if is_routed:
-            self.expert, self.replica = fields[EXPERT_FIELD], fields.get(REPLICA_FIELD)
+            self.expert, self.replica = fields[EXPERT_HEADER], fields.get(REPLICA_HEADER)
         # A request that got as far as an expert and had to wait would say so.
-        queued = fields.get(QUEUE_FIELD, "0" if is_routed else None)
+        queued = fields.get(QUEUE_HEADER, "0" if is_routed else None)
         if queued is not None:
             self.gateway_queue_s = _read_microseconds(queued)
 

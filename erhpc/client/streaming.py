@@ -24,7 +24,7 @@ from erhpc.client.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Pati
 from erhpc.client.redirects import REDIRECTS, follow_redirects
 from erhpc.client.target import Target, build_head, parse_target
 from erhpc.errors import ConfigError
-from erhpc.plan.protocol import KEEP_ALIVE_S
+from erhpc.plan.protocol import KEEP_ALIVE_S, SESSION_HEADER
 from erhpc.results.record import ErrorKind
 from erhpc.workload.requests import LoadRequest
 
@@ -146,16 +146,19 @@ class AiohttpClient:
         attempt = _Attempt(exchange, self._patience, self._clock)
         try:
             async with attempt.limit:
-                await follow_redirects(self._target, exchange, partial(self._ask, request.body, attempt))
+                await follow_redirects(self._target, exchange, partial(self._ask, request, attempt))
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             attempt.note_failure(error)
 
-    async def _ask(self, body: bytes, attempt: _Attempt, target: Target) -> str | None:
-        key = self._key if target.origin == self._target.origin else {}
+    async def _ask(self, request: LoadRequest, attempt: _Attempt, target: Target) -> str | None:
+        fields = self._key if target.origin == self._target.origin else {}
+        if request.session:
+            fields = {**fields, SESSION_HEADER: request.session.decode()}
+        body = request.body
         while True:
             try:
                 async with self._session.post(
-                    target.url, data=io.BytesIO(body), headers=key, allow_redirects=False, trace_request_ctx=attempt
+                    target.url, data=io.BytesIO(body), headers=fields, allow_redirects=False, trace_request_ctx=attempt
                 ) as response:
                     return await self._receive(response, attempt)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):

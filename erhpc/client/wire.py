@@ -27,7 +27,18 @@ _NOTHING = b""
 class Wire:
     """What both kinds share: whose response is coming in, and when it is over."""
 
-    __slots__ = ("_clock", "_over", "ended_ns", "exchange", "frame_end", "is_open", "loss", "pieces", "reception", "sent_ns")
+    __slots__ = (
+        "_clock",
+        "_over",
+        "ended_ns",
+        "exchange",
+        "frame_end",
+        "is_open",
+        "loss",
+        "pieces",
+        "reception",
+        "sent_ns",
+    )
 
     stamped_by: Stamper = "loop"
 
