@@ -12,7 +12,8 @@ import hmac
 PASS_PARAMETER = "erhpc_pass"
 """Parameter of the URL's query that holds the pass."""
 PASS_LIFETIME_S = 60
-"""How long a pass is valid: as much as the clocks of two nodes may differ, and a slow client may need to follow."""
+"""How long a gateway's passes are valid: longer than the clocks of two nodes differ plus the time a client needs to
+follow."""
 REPLICA_VARIABLE = "ERHPC_REPLICA"
 """Environment variable that tells a vLLM server which replica it is."""
 _LONGEST_TIME = 12
