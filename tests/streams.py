@@ -16,10 +16,10 @@ DONE = b"data: [DONE]\n\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def request_of(body: bytes = b"{}", max_tokens: int = 8) -> LoadRequest:
+def request_of(body: bytes = b"{}", max_tokens: int = 8, session: bytes = b"") -> LoadRequest:
     """A request with this body; its other fields tell nothing."""
     values: dict[str, Any] = {"sequence": 0, "turn": 0, "prompt_id": "p", "domain": "", "is_last_turn": True}
-    values |= {"max_tokens": max_tokens, "body": body}
+    values |= {"max_tokens": max_tokens, "body": body, "session": session}
     return LoadRequest(**{field.name: values[field.name] for field in fields(LoadRequest)})
 
 

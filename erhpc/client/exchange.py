@@ -5,11 +5,13 @@ It knows no HTTP library, so that clients can stand beside each other, and no us
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from erhpc.plan.protocol import EXPERT_HEADER, QUEUE_HEADER, REPLICA_HEADER
 from erhpc.results.record import ErrorKind, Stamper
 from erhpc.workload.requests import LoadRequest
 
@@ -50,12 +52,28 @@ class Exchange:
     http_status: int | None = None
     expert: str | None = None
     replica: str | None = None
+    gateway_queue_s: float | None = None
+    """How long the request waited in the gateway for its turn; None if no gateway said so."""
     stamped_by: Stamper = "loop"
     new_connection: bool = False
     raw: list[bytes] | None = None
     """The pieces of the response as they came, kept if a list is given."""
     error_kind: ErrorKind | None = None
     error_text: str | None = None
+
+    def note_head(self, status: int, fields: Mapping[str, str]) -> None:
+        """Take in the head of an answer, `fields` by names in lower case.
+
+        What a gateway said that redirects stands, because the replica it redirects to says nothing of the kind.
+        """
+        self.http_status = status
+        is_routed = EXPERT_HEADER in fields
+        if is_routed:
+            self.expert, self.replica = fields[EXPERT_HEADER], fields.get(REPLICA_HEADER)
+        # A request that got as far as an expert and had to wait would say so.
+        queued = fields.get(QUEUE_HEADER, "0" if is_routed else None)
+        if queued is not None:
+            self.gateway_queue_s = _read_microseconds(queued)
 
     def fail(self, kind: ErrorKind, text: str) -> None:
         """Note what went wrong; the first failure is kept."""
@@ -81,6 +99,15 @@ class Exchange:
                     gap_us, last_us = (MAX_GAP_US, since_us) if gap_us > 0 else (0, last_us)
                 gaps_us.append(gap_us)
         return gaps_us
+
+
+def _read_microseconds(text: str) -> float | None:
+    """Seconds, None if `text` is no length of time in microseconds."""
+    try:
+        seconds = float(text) / 1e6
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,6 @@ class NativeClient:
         self._patience = patience
         self._key = key
         self._clock = clock
-        self._heads: dict[Target, bytes] = {}
         self._idle: dict[tuple[str, str, int], dict[Wire, int]] = {}
         """Open connections nobody uses, with the time since when; the last one in is the first one out."""
         self._busy: set[Wire] = set()
@@ -58,7 +57,7 @@ class NativeClient:
                 f"load.stamps=kernel needs plain HTTP over TCP, {url} is none. Set load.stamps=auto: the event loop "
                 "stamps, and the records say so."
             )
-        self._head(self._target)  # a key that cannot be sent is refused now
+        self._own_head = build_head(self._target, key)  # a key that cannot be sent is refused now
 
     async def __aenter__(self) -> Self:
         self._watch = asyncio.create_task(self._watch_busy(), name="time limits")
@@ -90,11 +89,11 @@ class NativeClient:
 
     async def send(self, request: LoadRequest, exchange: Exchange) -> None:
         """See `StreamingClient.send`."""
-        await follow_redirects(self._target, exchange, partial(self._ask, request.body, exchange))
+        await follow_redirects(self._target, exchange, partial(self._ask, request, exchange))
 
-    async def _ask(self, body: bytes, exchange: Exchange, target: Target) -> str | None:
+    async def _ask(self, asked: LoadRequest, exchange: Exchange, target: Target) -> str | None:
         """Ask one target; returns where it redirects to, None once the answer has ended or failed."""
-        request = build_request(self._head(target), body)
+        request = build_request(self._head(target), asked.body, asked.session)
         while True:
             wire = self._take_idle(target)
             is_reused = wire is not None
@@ -137,14 +136,13 @@ class NativeClient:
         if not wire.loss or reception.has_begun or exchange.error_kind is not None:
             return False
         wire.close()
-        return self._clock() - exchange.sent_ns < STALE_S * 1e9
+        return self._clock() - wire.sent_ns < STALE_S * 1e9
 
     def _head(self, target: Target) -> bytes:
-        # The key is for the server it was given for; a redirect elsewhere brings its own.
-        if target not in self._heads:
-            key = self._key if target.origin == self._target.origin else None
-            self._heads[target] = build_head(target, key)
-        return self._heads[target]
+        # The key is for the server it was given for. A redirect elsewhere brings a pass, seldom the same one twice.
+        if target is self._target:
+            return self._own_head
+        return build_head(target, self._key if target.origin == self._target.origin else None)
 
     def _take_idle(self, target: Target) -> Wire | None:
         wires = self._idle.get(target.origin, {})

@@ -173,9 +173,7 @@ class Reception:
     def _take_head(self, head: ResponseHead) -> None:
         self.head = head
         self._is_stream = head.status == 200 and head.content_type == "text/event-stream"
-        self._exchange.http_status = head.status
-        self._exchange.expert = head.fields.get("x-erhpc-expert")
-        self._exchange.replica = head.fields.get("x-erhpc-replica")
+        self._exchange.note_head(head.status, head.fields)
         if head.status == 200 and not self._is_stream:
             self._end("malformed", f"the answer is {head.content_type or 'of no type'}, no event stream")
         elif self.redirect is not None:

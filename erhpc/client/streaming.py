@@ -24,7 +24,7 @@ from erhpc.client.exchange import STALE_S, TAIL_TIMEOUT_S, Clock, Exchange, Pati
 from erhpc.client.redirects import REDIRECTS, follow_redirects
 from erhpc.client.target import Target, build_head, parse_target
 from erhpc.errors import ConfigError
-from erhpc.plan.protocol import KEEP_ALIVE_S
+from erhpc.plan.protocol import KEEP_ALIVE_S, SESSION_HEADER
 from erhpc.results.record import ErrorKind
 from erhpc.workload.requests import LoadRequest
 
@@ -44,6 +44,10 @@ class _Attempt:
     limit_text: str = ""
     is_reused: bool = False
     """The connection had been used before."""
+    asked_ns: int = 0
+    """When the request left, to whichever server is being asked."""
+    is_answered: bool = False
+    """That server has answered."""
     refusal: bytes | None = None
     """What came of the body of an answer that is none."""
 
@@ -57,8 +61,9 @@ class _Attempt:
 
     def note_sent(self) -> None:
         """The head of the request has left."""
+        self.asked_ns, self.is_answered = self.clock(), False
         if self.exchange.http_status is None:  # else a server has redirected us: the time that took counts
-            self.exchange.sent_ns = self.clock()
+            self.exchange.sent_ns = self.asked_ns
         first_s = self.patience.first_token_s
         self.allow(first_s, "timeout_first_token", f"no token within {first_s} s")
 
@@ -70,8 +75,8 @@ class _Attempt:
 
     def is_stale(self) -> bool:
         """Whether the connection had been closed before the request came; asked when it is lost."""
-        is_young = self.clock() - self.exchange.sent_ns < STALE_S * 1e9
-        return self.is_reused and is_young and self.exchange.http_status is None
+        is_young = self.clock() - self.asked_ns < STALE_S * 1e9
+        return self.is_reused and is_young and not self.is_answered
 
     def note_refusal(self, body: bytes) -> None:
         """The server answered, but did not do as it was asked."""
@@ -84,7 +89,7 @@ class _Attempt:
         elif isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
             self.exchange.fail(self.limit_kind, self.limit_text)
         else:
-            kind = _failure_kind(error, self.exchange.http_status)
+            kind = _failure_kind(error, is_answered=self.is_answered)
             self.exchange.fail(kind, f"{type(error).__name__}: {error}")
 
 
@@ -141,16 +146,19 @@ class AiohttpClient:
         attempt = _Attempt(exchange, self._patience, self._clock)
         try:
             async with attempt.limit:
-                await follow_redirects(self._target, exchange, partial(self._ask, request.body, attempt))
+                await follow_redirects(self._target, exchange, partial(self._ask, request, attempt))
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             attempt.note_failure(error)
 
-    async def _ask(self, body: bytes, attempt: _Attempt, target: Target) -> str | None:
-        key = self._key if target.origin == self._target.origin else {}
+    async def _ask(self, request: LoadRequest, attempt: _Attempt, target: Target) -> str | None:
+        fields = self._key if target.origin == self._target.origin else {}
+        if request.session:
+            fields = {**fields, SESSION_HEADER: request.session.decode()}
+        body = request.body
         while True:
             try:
                 async with self._session.post(
-                    target.url, data=io.BytesIO(body), headers=key, allow_redirects=False, trace_request_ctx=attempt
+                    target.url, data=io.BytesIO(body), headers=fields, allow_redirects=False, trace_request_ctx=attempt
                 ) as response:
                     return await self._receive(response, attempt)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
@@ -159,9 +167,8 @@ class AiohttpClient:
 
     async def _receive(self, response: aiohttp.ClientResponse, attempt: _Attempt) -> str | None:
         exchange = attempt.exchange
-        exchange.http_status = response.status
-        exchange.expert = response.headers.get("x-erhpc-expert")
-        exchange.replica = response.headers.get("x-erhpc-replica")
+        attempt.is_answered = True
+        exchange.note_head(response.status, response.headers)
         if response.status in REDIRECTS and "location" in response.headers:
             await _read_tail(response.content)
             return response.headers["location"]
@@ -223,7 +230,7 @@ async def _read_tail(content: aiohttp.StreamReader) -> None:
                 pass
 
 
-def _failure_kind(error: Exception, status: int | None) -> ErrorKind:
+def _failure_kind(error: Exception, *, is_answered: bool) -> ErrorKind:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "timeout_connect"
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
@@ -232,4 +239,4 @@ def _failure_kind(error: Exception, status: int | None) -> ErrorKind:
         return "connect"
     if isinstance(error, aiohttp.ClientResponseError) or isinstance(error.__cause__, ContentEncodingError):
         return "malformed"
-    return "connect" if status is None else "truncated"
+    return "truncated" if is_answered else "connect"

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from erhpc.errors import ConfigError
+from erhpc.plan.protocol import SESSION_HEADER
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _FORMS = "http://host:port/path, https://host:port/path, unix://%2Fpath%2Fof%2Fsocket/path"
 _HOST = re.compile(r"[\w.:%~!$&'()*+,;=-]+", re.ASCII)
+_SESSION_FIELD = SESSION_HEADER.encode()
 _KEY = re.compile(r"[\x21-\x7e]+")
 _IN_REQUEST_LINE = "!#$%&'()*+,/:;=?@[]~"
 """What stands in a request line as it is; the rest of a URL is percent-encoded."""
@@ -113,9 +115,11 @@ def build_head(target: Target, key: str | None) -> bytes:
     return "\r\n".join(fields).encode()
 
 
-def build_request(head: bytes, body: bytes) -> bytes:
-    """All bytes of one request, `head` being what `build_head` made."""
-    return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+def build_request(head: bytes, body: bytes, session: bytes = b"") -> bytes:
+    """All bytes of one request, `head` being what `build_head` made; `session` is the one it names, if any."""
+    if not session:
+        return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+    return b"%b%d\r\n%b: %b\r\n\r\n%b" % (head, len(body), _SESSION_FIELD, session, body)
 
 
 def _path_of(parts: SplitResult) -> str:

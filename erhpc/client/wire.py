@@ -27,7 +27,18 @@ _NOTHING = b""
 class Wire:
     """What both kinds share: whose response is coming in, and when it is over."""
 
-    __slots__ = ("_clock", "_over", "ended_ns", "exchange", "frame_end", "is_open", "loss", "pieces", "reception")
+    __slots__ = (
+        "_clock",
+        "_over",
+        "ended_ns",
+        "exchange",
+        "frame_end",
+        "is_open",
+        "loss",
+        "pieces",
+        "reception",
+        "sent_ns",
+    )
 
     stamped_by: Stamper = "loop"
 
@@ -35,6 +46,8 @@ class Wire:
         self.is_open = True
         self.loss = ""
         """Why the connection ended, empty while it stands."""
+        self.sent_ns = 0
+        """When the last request over this connection left."""
         self.ended_ns: int | None = None
         """When the answer had ended although its response had not."""
         self.exchange: Exchange | None = None
@@ -61,8 +74,9 @@ class Wire:
         self.exchange, self.reception, self.ended_ns = exchange, Reception(exchange), None
         self._over = asyncio.get_running_loop().create_future()
         exchange.stamped_by = self.stamped_by
+        self.sent_ns = self._clock()
         if exchange.http_status is None:  # else a server has redirected us: the time that took counts
-            exchange.sent_ns = self._clock()
+            exchange.sent_ns = self.sent_ns
         self._send(request)
         return self._over
 

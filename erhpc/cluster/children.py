@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -161,6 +162,9 @@ class Children:
         environment = {name: value for name, value in self._inherited.items() if name != "VLLM_PORT"}
         environment |= network.extend_no_proxy(self._inherited, bindings.addresses)
         environment |= {name: bindings.fill(value) for name, value in planned.environment.items()}
+        if planned.python_path is not None:
+            folder = bindings.fill(planned.python_path)
+            environment["PYTHONPATH"] = prepend_folder(folder, environment.get("PYTHONPATH"))
         if planned.kind == "expert":
             environment["VLLM_API_KEY"] = self._key
             environment["CUDA_VISIBLE_DEVICES"] = self._choose_devices(planned)
@@ -210,6 +214,11 @@ class Children:
 
     def _report(self, name: str, phase: Any, **details: Any) -> None:
         self._send(ProcessReport(rank=self._rank, name=name, phase=phase, **details))
+
+
+def prepend_folder(folder: str, inherited: str | None) -> str:
+    """A search path that begins with `folder`; an empty entry would stand for the working folder."""
+    return f"{folder}{os.pathsep}{inherited}" if inherited else folder
 
 
 def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

@@ -20,6 +20,7 @@ from erhpc.corpus.domains import check_domains
 from erhpc.corpus.prompts import demo_text, hash_source, read_prompts
 from erhpc.errors import ConfigError, InputError
 from erhpc.experts.model_directory import write_model_directory
+from erhpc.experts.vllm import write_guest_package
 from erhpc.plan.plan import Plan
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
@@ -109,6 +110,8 @@ def _fill(plan: Plan, yaml: str, run: RunPaths) -> None:
         prepare_artefact(experiment, run.artefact)
     if plan.engine == "vllm":
         _write_models(experiment, run)
+    if plan.engine == "vllm" and experiment.redirects:
+        write_guest_package(run.guest_package)
     store.empty_results(run)
     write_manifest(run.manifest, _describe(plan, run))
 

@@ -62,6 +62,11 @@ class ExperimentConfig:
                 "start a gateway of its own with it: python -m erhpc.gateway."
             )
 
+    @property
+    def redirects(self) -> bool:
+        """Whether clients are sent from the gateway to the replicas, which then must know them."""
+        return self.router.policy != "none" and self.gateway.data_path == "redirect"
+
     def _check_lengths(self) -> None:
         """The longest answer must leave room for a prompt in every expert."""
         length = self.workload.output_tokens

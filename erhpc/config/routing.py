@@ -11,6 +11,7 @@ RULES = ("round_robin", "random", "least_loaded", "power_of_two", "prefix_affini
 POLICIES = ("cluster", *RULES, "none")
 OVERFLOWS = ("none", "wait", "next_nearest")
 RELAYS = ("fast", "plain")
+DATA_PATHS = ("relay", "redirect")
 ROUTED_TEXTS = ("last_user", "all")
 METHODS = ("cbtm", "content_words", "full_text")
 
@@ -93,6 +94,12 @@ class GatewayConfig:
     """Processes that share the port; each takes a core. One more watches over them."""
     relay: str = "fast"
     """fast: requests for answers pass through erhpc's own connections; plain: all on aiohttp, the reference."""
+    data_path: str = "relay"
+    """relay: answers pass through the gateway; redirect: clients are sent to the replica (307) and ask it themselves.
+
+    With redirect, the gateway costs nothing per token, but sees no answer: policies that go by load then take turns,
+    overflow sees only who is down, and max_in_flight bounds the gateway's own work, not the replicas'.
+    """
     max_in_flight: int | None = None
     """Requests answered at once; the next ones wait. None: as many as the open files of the process allow."""
     max_queued: int = 1024
@@ -119,6 +126,7 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         require_range("gateway.processes", self.processes, 1, 256)
         require_choice("gateway.relay", self.relay, RELAYS)
+        require_choice("gateway.data_path", self.data_path, DATA_PATHS)
         if self.max_in_flight is not None:
             require_range("gateway.max_in_flight", self.max_in_flight, 1)
         if self.max_in_flight_per_key is not None:

@@ -20,6 +20,7 @@ from erhpc.errors import ProcessError
 from erhpc.experts.emulated_answer import AnswerText
 from erhpc.experts.emulated_engine import Answer, Engine
 from erhpc.experts.emulated_request import Api, RefusedRequest, parse_ask
+from erhpc.plan.passes import PASS_PARAMETER, check_pass
 from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER
 from erhpc.plan.specs import EmulatedExpertSpec
 from erhpc.results.telemetry import LoopLag, parse_window_s
@@ -122,7 +123,9 @@ class EmulatedExpert:
         if self._key is None:
             return
         given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {self._key}".encode()):
+        if hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {self._key}".encode()):
+            return
+        if not check_pass(self._key, self._spec.replica, request.query.get(PASS_PARAMETER, ""), time.time()):
             raise RefusedRequest(401, "AuthenticationError", "Authorization is missing or wrong. Send 'Bearer <key>'.")
 
     @property
@@ -135,12 +138,13 @@ class EmulatedExpert:
 
     async def _models(self, request: web.Request) -> web.Response:
         card = {
-            "id": self._spec.model,
             "object": "model",
             "created": int(time.time()),
             "owned_by": f"{EMULATED_OWNER}emulated",
+            "max_model_len": self._spec.max_model_len,
         }
-        return _json({"object": "list", "data": [card | {"max_model_len": self._spec.max_model_len}]})
+        names = (self._spec.model, *self._spec.aliases)
+        return _json({"object": "list", "data": [{"id": name, **card} for name in names]})
 
     async def _telemetry(self, request: web.Request) -> web.Response:
         try:

@@ -6,6 +6,7 @@ counts exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, Protocol
@@ -82,7 +83,12 @@ class Served(Protocol):
 
     @property
     def model(self) -> str:
-        """The only model name that is answered."""
+        """Name of the model, and the one in answers."""
+        ...
+
+    @property
+    def aliases(self) -> Sequence[str]:
+        """Other names that a request may use."""
         ...
 
     @property
@@ -98,7 +104,7 @@ def parse_ask(api: Api, raw: bytes, served: Served) -> Ask:
     max_model_len; 404 for a model that is not served.
     """
     body = _decode(api, raw)
-    _check_model(body.model, served.model)
+    _check_model(body.model, (served.model, *served.aliases))
     if body.n not in (None, 1):
         raise _bad_request(f"n={body.n} is not supported. Allowed: 1.")
     text_or_ids = _prompt(body)
@@ -129,9 +135,10 @@ def _decode(api: Api, raw: bytes) -> _ChatBody | _CompletionsBody:
         raise _bad_request(f"The request body is not valid: {error}.") from error
 
 
-def _check_model(asked: str | None, served: str) -> None:
-    if asked is not None and asked != served:
-        raise RefusedRequest(404, "NotFoundError", f"The model {asked!r} is not served here. Allowed: {served!r}.")
+def _check_model(asked: str | None, served: Sequence[str]) -> None:
+    if asked is not None and asked not in served:
+        allowed = ", ".join(map(repr, served))
+        raise RefusedRequest(404, "NotFoundError", f"The model {asked!r} is not served here. Allowed: {allowed}.")
 
 
 def _prompt(body: _ChatBody | _CompletionsBody) -> str | list[int]:

@@ -60,8 +60,9 @@ LOGGER.addFilter(is_own_fault)
 class Gateway:
     """Answers clients; one per process."""
 
-    def __init__(self, desk: Desk, *, relay: Relay, surface: Surface) -> None:
+    def __init__(self, desk: Desk, *, relay: Relay, surface: Surface, expert_key: str | None) -> None:
         self._desk = desk
+        self._expert_key = expert_key
         self._relay = relay
         self._surface = surface
 
@@ -167,6 +168,8 @@ class Gateway:
         if waited_s:
             desk.metrics.queue.add(round(waited_s * 1e9))
             forward.reply_headers[QUEUE] = f"{waited_s * 1e6:.1f}"
+        if desk.redirects:
+            return web.Response(status=307, headers=desk.redirect(forward, self._expert_key, time.time()))
         with desk.begin(forward) as flight:
 
             def judge(upstream: aiohttp.ClientResponse) -> bool:

@@ -27,6 +27,7 @@ from erhpc.gateway.replicas import Replica
 from erhpc.gateway.requests import Inquiry, InquiryTraits
 from erhpc.gateway.retries import MAX_RETRIES, RetryBudget, is_failure, is_sign_of_life
 from erhpc.gateway.surface import needs_key
+from erhpc.plan.passes import PASS_LIFETIME_S, PASS_PARAMETER, sign_pass
 from erhpc.plan.specs import GatewaySpec
 from erhpc.routing.experts import NoLiveReplica
 from erhpc.routing.policy import Choice
@@ -250,6 +251,21 @@ class Desk:
         forward.reply_headers["x-erhpc-retries"] = str(len(tried))
         self.metrics.count(RETRIES, failed.name, outcome).add()
         return True
+
+    @property
+    def redirects(self) -> bool:
+        """Whether clients are sent to the replica, and ask it themselves."""
+        return self.spec.limits.data_path == "redirect"
+
+    def redirect(self, forward: Forward, key: str | None, now_s: float) -> dict[str, str]:
+        """Count a request as sent on, and the headers that send it; `key` is the replica's, `now_s` Unix time."""
+        name = forward.replica.name
+        location = forward.url
+        if key is not None:
+            value = sign_pass(key, name, int(now_s) + PASS_LIFETIME_S)
+            location += f"{'&' if '?' in location else '?'}{PASS_PARAMETER}={value}"
+        self.note_end(forward.replica, Outcome.REDIRECTED, has_begun=False)
+        return {**forward.reply_headers, "location": location}
 
     def begin(self, forward: Forward) -> Flight:
         """Count a request as in flight at its replica until the flight is ended."""

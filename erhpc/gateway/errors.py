@@ -38,6 +38,8 @@ class Outcome(StrEnum):
     """There were too many requests: 503."""
     REFUSED = "refused"
     """The gateway did not accept the request: 400, 401, 404, 408, 413, or 429 (gateway.max_in_flight_per_key)."""
+    REDIRECTED = "redirected"
+    """The client was sent to the replica: 307 (gateway.data_path=redirect). How that ended is not known here."""
     LOST = "lost"
     """The process of the gateway that had the request died."""
 

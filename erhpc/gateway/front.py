@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
-from erhpc.gateway.answers import build_error
+from erhpc.gateway.answers import build_error, build_head
 from erhpc.gateway.desk import QUEUE, REQUEST_ID, Desk, Forward, Visit
 from erhpc.gateway.errors import ApiError, overloaded, too_slow
 from erhpc.gateway.passage import Passage
@@ -385,12 +385,19 @@ class Caller(asyncio.Protocol):
             self._read()
             return
         self._pass_on(forward, began_ns)
+        if self._passage is None:
+            self._read()
 
     def _pass_on(self, forward: Forward, began_ns: int) -> None:
         front = self._front
         if self._waited_ns:
             front.desk.metrics.queue.add(self._waited_ns)
             forward.reply_headers[QUEUE] = f"{self._waited_ns / 1e3:.1f}"
+        if front.desk.redirects:
+            headers = front.desk.redirect(forward, front.key, time.time())
+            self.write(build_head(307, {**headers, "content-length": "0"}) + b"\r\n")
+            self._give_place_up()
+            return
         self._passage = Passage(self, front.desk, forward, front.pools, front.key, began_ns)
         if self._is_full:
             self._passage.pause()

@@ -32,7 +32,6 @@ _PLAIN = {
     "erhpc_admitted": ("gauge", "Requests that have a place now, read, relayed or being refused."),
     "erhpc_queued": ("gauge", "Requests that wait for a place now."),
     "erhpc_default_expert_total": ("counter", "Texts with no known word."),
-    "erhpc_redirects_total": ("counter", "Requests sent to their replica with 307 (gateway.data_path=redirect)."),
     "erhpc_processes": ("gauge", "Processes that pass requests on and listen now."),
     "erhpc_process_restarts_total": ("counter", "Processes of the gateway that died and were started again."),
 }
@@ -42,6 +41,7 @@ KEY_IN_FLIGHT = "in flight of key"
 KEY_SLOTS = 1024
 REPLICA_OUTCOMES = (
     Outcome.OK, Outcome.REJECTED, Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SILENT, Outcome.CANCELLED, Outcome.LOST,
+    Outcome.REDIRECTED,
 )  # fmt: skip
 EXPERT_OUTCOMES = (Outcome.NO_REPLICA, Outcome.OVERLOADED, Outcome.REFUSED, Outcome.CANCELLED, Outcome.LOST)
 RETRIED_OUTCOMES = (Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.REJECTED)

@@ -84,7 +84,7 @@ async def serve(
             closing.callback(asyncio.create_task(task).cancel)
         surface = Surface(metrics, replicas, own.lags(), is_emulated=spec.is_emulated)
         runner = web.AppRunner(
-            Gateway(desk, relay=relay, surface=surface).build_app(),
+            Gateway(desk, relay=relay, surface=surface, expert_key=expert_key).build_app(),
             access_log=None,
             logger=LOGGER,
             handler_cancellation=True,

@@ -26,6 +26,7 @@ def _make_record(spec: ClientSpec, journal: Journal, ended: Ended) -> RequestRec
         domain=request.domain,
         expert=exchange.expert or (direct.expert if direct else None),
         replica=exchange.replica or (direct.replica if direct else None),
+        gateway_queue_s=exchange.gateway_queue_s,
         scheduled_monotonic_ns=ended.due_ns,
         sent_monotonic_ns=exchange.sent_ns,
         latency_from="scheduled" if spec.workload.arrivals.is_open else "sent",

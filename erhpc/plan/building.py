@@ -20,6 +20,12 @@ from erhpc.plan.ports import ENGINE_PORTS, GATEWAY_PORT, PortMap, build_port_map
 from erhpc.plan.site import Setting
 
 CPUS_PER_GPU = 4
+BLIND_RULES = {
+    "least_loaded": "takes turns",
+    "power_of_two": "picks at random",
+    "prefix_affinity": "passes nobody over",
+}
+"""What becomes of the rules that go by requests in flight where those are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,7 @@ def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -
         parallel_loads=experiment.engine.parallel_loads,
         expected_s=duration.expected_s,
         walltime_s=duration.walltime_s,
-        notices=(*setting.notices, *filter(None, [duration.notice])),
+        notices=(*setting.notices, *filter(None, [duration.notice, _warn_of_redirects(experiment)])),
     )
 
 
@@ -88,6 +94,20 @@ def _lay_out(experiment: ExperimentConfig, setting: Setting) -> _Layout:
         engine_ports=engine_ports,
         client_nodes=client_nodes,
     )
+
+
+def _warn_of_redirects(experiment: ExperimentConfig) -> str | None:
+    """What a gateway that sees no answers cannot do for this experiment, None if nothing."""
+    router = experiment.router
+    rules = {"policy": router.policy}
+    if any(expert.replicas > 1 for expert in experiment.experts.values()):
+        rules["replica_policy"] = router.replica_policy
+    blind = [f"router.{key}={rule} {BLIND_RULES[rule]}" for key, rule in rules.items() if rule in BLIND_RULES]
+    if router.overflow != "none":
+        blind.append(f"router.overflow={router.overflow} sees only who is down")
+    if not experiment.redirects or not blind:
+        return None
+    return f"gateway.data_path=redirect: the gateway does not see how loaded the replicas are: {', '.join(blind)}."
 
 
 def _count_expert_nodes(experiment: ExperimentConfig) -> int:

@@ -13,6 +13,7 @@ import msgspec
 
 from erhpc.config import AUTO_MODEL, ExperimentConfig
 from erhpc.plan.memory import CPU_KV_BYTES
+from erhpc.plan.passes import REPLICA_VARIABLE
 from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
 from erhpc.plan.ports import ENGINE_PORTS, STATUS_PORT
 from erhpc.plan.specs import CalibrationSpec, ClientSpec, EmulatedExpertSpec, Endpoint, GatewaySpec
@@ -51,6 +52,7 @@ def command_emulated_expert(
         max_num_seqs=expert.max_num_seqs,
         max_num_batched_tokens=expert.max_num_batched_tokens,
         load_s=0.0,
+        aliases=list(_aliases(experiment, replica)),
         key_file=KEY_FILE,
     )
     process = _own_process(f"expert-{replica.replica}", "emulated_expert", node, spec, python)
@@ -67,16 +69,19 @@ def command_vllm_expert(
     processes = []
     for number, leg in enumerate(replica.legs):
         name = f"expert-{replica.replica}" + (f"-leg{number}" if number else "")
+        guarded = experiment.redirects and number == 0
         argv = build_vllm_argv(
             expert,
             python=python or "VLLM_PYTHON",
             model=str(RUN.model(replica.expert)) if synthetic else str(expert.weights),
             served_name=replica.served_name,
+            aliases=_aliases(experiment, replica),
             host=head,
             port=f"{{port{port}}}",
             load_format="dummy" if synthetic and engine.synthetic_weights == "dummy" else None,
             device=engine.device,
             prefix_caching=engine.prefix_caching,
+            admits_passes=guarded,
             leg=number,
             num_legs=len(replica.legs),
             head_address=head,
@@ -95,7 +100,8 @@ def command_vllm_expert(
             kind="expert",
             node=leg.node,
             argv=argv,
-            environment=environment | engine.environment,
+            environment=environment | engine.environment | ({REPLICA_VARIABLE: replica.replica} if guarded else {}),
+            python_path=str(RUN.guest_package) if guarded else None,
             gpus=leg.gpus,
             stop_timeout_s=engine.stop_timeout_s,
             replica=replica.replica,
@@ -189,6 +195,13 @@ def _serving(
         stop_timeout_s=experiment.engine.stop_timeout_s,
         replica=replica.replica,
     )
+
+
+def _aliases(experiment: ExperimentConfig, replica: PlannedReplica) -> tuple[str, ...]:
+    """Names that a redirected request may use: it comes with the body that was meant for the gateway."""
+    if not experiment.redirects:
+        return ()
+    return tuple(name for name in (AUTO_MODEL, replica.expert) if name != replica.served_name)
 
 
 def _endpoint(replica: PlannedReplica) -> Endpoint:

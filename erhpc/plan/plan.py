@@ -52,6 +52,8 @@ class PlannedProcess:
     node: int
     argv: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    python_path: str | None = None
+    """A folder that its Python searches for modules before those of an inherited PYTHONPATH."""
     gpus: tuple[int, ...] = ()
     ports: tuple[int, ...] = ()
     """Offsets within the port band that the process binds itself."""

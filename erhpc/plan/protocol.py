@@ -8,6 +8,14 @@ from __future__ import annotations
 API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 """Route of each of config.APIS."""
 
+EXPERT_HEADER = "x-erhpc-expert"
+REPLICA_HEADER = "x-erhpc-replica"
+"""Where a gateway says to which expert and replica a request went; answers and redirects bear them."""
+QUEUE_HEADER = "x-erhpc-queue-us"
+"""Where it says how long the request waited for its turn, microseconds; absent if it did not wait."""
+SESSION_HEADER = "x-session-id"
+"""Where a client says which requests belong together: policy `session` sends them to the same replica."""
+
 OWNER = "erhpc"
 """`owned_by` in /v1/models of a gateway before real models."""
 EMULATED_OWNER = "erhpc-"

@@ -109,6 +109,8 @@ def _draw_commands(plan: Plan) -> list[RenderableType]:
 def _draw_command(plan: Plan, process: PlannedProcess) -> Text:
     bindings = _preview(plan)
     settings = {name: bindings.fill(value) for name, value in process.environment.items()}
+    if process.python_path is not None:
+        settings["PYTHONPATH"] = bindings.fill(process.python_path)
     if process.gpus:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, process.gpus)) if plan.uses_gpus else ""
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())

@@ -7,7 +7,7 @@ never in a spec, only the path of the file that holds them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from erhpc.config import ArchitectureConfig, GatewayConfig, LoadConfig, RouterConfig, WorkloadConfig
 
@@ -43,6 +43,8 @@ class EmulatedExpertSpec:
     max_num_batched_tokens: int
     load_s: float
     """How long loading is made to take before /health answers 200."""
+    aliases: list[str] = field(default_factory=list)
+    """Other names of the model that requests may use."""
     key_file: str | None = None
 
 

@@ -6,7 +6,7 @@ are texts here, because a plan is made before they are known and holds placehold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,8 @@ from erhpc.errors import ConfigError
 LOOPBACK = "127.0.0.1"
 KEEP_ALIVE_S = 600
 """vLLM closes idle connections after this long; its own 5 s would cut those that a gateway keeps for reuse."""
+PASS_GUARD = "erhpc.experts.pass_guard.PassGuard"
+"""vLLM adds it outermost, so that it comes before its own check of the key."""
 OWNED_FLAGS = {
     *("host", "port", "uds", "model", "served-model-name", "api-key"),
     *("max-model-len", "max-num-seqs", "max-num-batched-tokens", "tensor-parallel-size"),
@@ -32,11 +34,13 @@ def build_vllm_argv(
     python: str,
     model: str,
     served_name: str,
+    aliases: Sequence[str] = (),
     host: str,
     port: str,
     load_format: str | None,
     device: str,
     prefix_caching: bool = False,
+    admits_passes: bool = False,
     leg: int = 0,
     num_legs: int = 1,
     head_address: str | None = None,
@@ -47,9 +51,11 @@ def build_vllm_argv(
     Args:
         python: interpreter of the vLLM environment.
         model: directory of the model.
+        served_name: what answers call the model; requests may use one of `aliases` too.
         load_format: `dummy` where the directory has no weights; None: as vLLM finds them.
         device: cuda or cpu.
         prefix_caching: whether repeated prompts are answered from the cache.
+        admits_passes: whether requests with a pass (`erhpc.plan.passes`) are let in, as redirected clients send them.
         leg: 0 answers HTTP; the others only compute.
         head_address, rendezvous_port: of leg 0, where all legs meet; needed when num_legs > 1.
 
@@ -58,7 +64,6 @@ def build_vllm_argv(
     """
     _check_engine_args(expert.engine_args)
     settings: dict[str, Any] = {
-        "served-model-name": served_name,
         "load-format": load_format,
         "max-model-len": expert.max_model_len,
         "max-num-seqs": expert.max_num_seqs,
@@ -77,7 +82,9 @@ def build_vllm_argv(
     else:
         entry = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         settings |= {"host": host, "port": port, "enable-log-requests": False, "disable-uvicorn-access-log": True}
-    return (*entry, *render_flags(settings), *render_flags(expert.engine_args))
+        settings |= {"middleware": PASS_GUARD if admits_passes else None}
+    names = ("--served-model-name", served_name, *aliases)
+    return (*entry, *names, *render_flags(settings), *render_flags(expert.engine_args))
 
 
 def render_flags(args: Mapping[str, Any]) -> list[str]:

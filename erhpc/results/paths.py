@@ -78,6 +78,11 @@ class RunPaths:
         return self.root / "router"
 
     @property
+    def guest_package(self) -> Path:
+        """What of erhpc runs inside vLLM, where redirected requests are let in."""
+        return self.root / "guest"
+
+    @property
     def logs(self) -> Path:
         """Output of every process."""
         return self.root / "logs"

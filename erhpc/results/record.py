@@ -7,6 +7,7 @@ Schema history
     1: first version.
     2: open loops (rate_per_s, arrivals, latency_from, audit of the arrivals), SLO and goodput, normalised latency,
        what the client cost and who stamped, error kinds told apart; `users` is null in an open loop.
+    3: how long requests waited in the gateway for their turn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Status = Literal["ok", "failed", "cancelled"]
 Phase = Literal["warmup", "measure", "drain"]
@@ -75,6 +76,11 @@ RECORD_COLUMNS: tuple[Column, ...] = (
     Column("domain", "string", "domain of the prompt, empty where the file names none"),
     Column("expert", "string", "expert that answered, from the gateway's header"),
     Column("replica", "string", "replica that answered, from the gateway's header"),
+    Column(
+        "gateway_queue_s",
+        "float64",
+        "how long it waited in the gateway for a turn, seconds; 0: not at all; null where no gateway tells",
+    ),
     Column("scheduled_monotonic_ns", "int64", "when the request was due, client's monotonic clock"),
     Column("sent_monotonic_ns", "int64", "when the bytes of the request left; connecting is over by then"),
     Column("latency_from", "string", "where latencies count from: sent (closed loop) or scheduled (open loop)"),
@@ -161,6 +167,13 @@ LEVEL_COLUMNS: tuple[Column, ...] = (
         "requests that finished within the window and met the SLO, per second; null without an SLO",
     ),
     Column("expert_share", "map<string,float64>", "share of the window's requests that each expert answered"),
+    Column(
+        "gateway_queued_share",
+        "float64",
+        "share of the window's requests that waited in the gateway for a turn; null where no gateway tells",
+    ),
+    Column("gateway_queue_mean_s", "float64", "how long the window's requests waited there, mean, seconds"),
+    Column("gateway_queue_p99_s", "float64", "how long the window's requests waited there, 99th percentile, seconds"),
     Column("gap_cv", "float64", "coefficient of variation of the gaps between requests as they were sent (open loop)"),
     Column("dispersion_index", "float64", "variance over mean of the requests sent per second (open loop): Poisson 1"),
     Column("arrival_ks_p", "float64", "p-value: the gaps as sent are of the distribution asked for (open loop)"),
@@ -227,6 +240,7 @@ class RequestRecord:
     domain: str
     expert: str | None
     replica: str | None
+    gateway_queue_s: float | None = None
     scheduled_monotonic_ns: int
     sent_monotonic_ns: int
     latency_from: Origin = "sent"

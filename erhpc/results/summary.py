@@ -130,6 +130,8 @@ def _summarise_requests(sent: Sequence[RequestRecord]) -> dict[str, Any]:
     outcomes = Counter(record.status for record in sent)
     finished = metrics.finished_well(sent)
     late_s = [metrics.send_late_s(record) for record in sent]
+    queue_s = list(metrics.known(record.gateway_queue_s for record in sent))
+    queue = metrics.quantiles(queue_s) or {}
     row: dict[str, Any] = {f"requests_{status}": outcomes[status] for status in ("ok", "failed", "cancelled")}
     for name, found in (
         ("ttft", metrics.quantiles(metrics.known(map(metrics.ttft_s, finished)))),
@@ -141,6 +143,9 @@ def _summarise_requests(sent: Sequence[RequestRecord]) -> dict[str, Any]:
         row |= {f"{name}_{key}_s": (found or {}).get(key) for key in ("mean", *dict(metrics.QUANTILES))}
     return row | {
         "expert_share": metrics.expert_share(finished),
+        "gateway_queued_share": _ratio(sum(wait_s > 0 for wait_s in queue_s), len(queue_s)),
+        "gateway_queue_mean_s": queue.get("mean"),
+        "gateway_queue_p99_s": queue.get("p99"),
         "send_late_p50_s": _quantile(late_s, 0.50),
         "send_late_p99_s": _quantile(late_s, 0.99),
         "send_late_max_s": max(late_s, default=None),

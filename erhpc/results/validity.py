@@ -124,8 +124,14 @@ def _find_client_reasons(row: Mapping[str, Any], kept_late_p99_s: float | None) 
 
 
 def _find_server_reasons(row: Mapping[str, Any]) -> Iterable[str]:
+    """Servers of erhpc's own that were the bottleneck.
+
+    Waiting for a turn in the gateway is judged like lag: where the p99 of it, over all requests, is more than 10 ms and
+    more than a twentieth of the p99 of TTFT, of which it is part, the level measures gateway.max_in_flight.
+    """
     for column, who in SERVER_LAGS:
         yield from _find_lag(row, row[column], f"{who}-bound: p99 lag")
+    yield from _find_lag(row, row["gateway_queue_p99_s"], "gateway-bound: p99 wait for a turn (gateway.max_in_flight)")
 
 
 def _find_lag(row: Mapping[str, Any], lag_s: float | None, what: str) -> Iterable[str]:

@@ -32,6 +32,8 @@ class LoadRequest:
     """Which request of its conversation it is, from 0."""
     is_last_turn: bool = True
     """Whether the user's next request begins another conversation."""
+    session: bytes = b""
+    """Value of protocol.SESSION_HEADER; none is sent if it is empty."""
 
     def without_body(self) -> LoadRequest:
         """What remains to be known of it once it has been sent."""
@@ -58,12 +60,14 @@ class _Conversation:
 class RequestSource:
     """The endless requests of one user of a workload, conversation after conversation.
 
+    All are of one session, the user's number: a user stays the same person from one conversation to the next.
     A request repeats the turns before it. Their answers are the recorded ones of the prompts, else texts as long as
     the engine was asked to answer. When a recorded conversation has no more turns, other prompts of its domain go on.
     """
 
     def __init__(self, user: int, seed: int, model: str, workload: WorkloadConfig, pool: PromptPool) -> None:
         self._user = user
+        self._session = b"%d" % user
         self._model = model
         self._workload = workload
         self._pool = pool
@@ -91,7 +95,7 @@ class RequestSource:
         conversation.max_tokens = max_tokens
         is_last = conversation.turn == conversation.num_turns
         self._conversation = None if is_last else conversation
-        return LoadRequest(sequence, prompt.prompt_id, prompt.domain, max_tokens, body, turn, is_last)
+        return LoadRequest(sequence, prompt.prompt_id, prompt.domain, max_tokens, body, turn, is_last, self._session)
 
     def _begin(self) -> _Conversation:
         conversation = _Conversation(draw_tokens(self._workload.turns, self._random), Transcript(self._workload.api))

@@ -21,6 +21,7 @@ from erhpc.config import ArchitectureConfig
 from erhpc.errors import ConfigError, ProcessError
 from erhpc.experts.emulated import EmulatedExpert
 from erhpc.experts.emulated_answer import WORDS
+from erhpc.plan.passes import sign_pass
 from erhpc.plan.specs import EmulatedExpertSpec
 from erhpc.twin.step_time import Batch, Roofline
 
@@ -209,6 +210,33 @@ async def test_a_key_guards_v1_and_telemetry_but_neither_health_nor_metrics():
                 headers = {"Authorization": given} if given else {}
                 async with session.get(path, headers=headers) as response:
                     assert response.status == (200 if open_to_all or is_right else 401)
+
+
+@pytest.mark.parametrize(
+    ("signed_with", "replica", "left_s", "status"),
+    [
+        ("s3cret", "tiny-0", 60, 200),
+        ("s3cret", "tiny-0", -5, 401),
+        ("s3cret", "tiny-1", 60, 401),
+        ("other", "tiny-0", 60, 401),
+    ],
+)
+async def test_a_pass_for_this_replica_stands_for_the_key_until_it_expires(signed_with, replica, left_s, status):
+    value = sign_pass(signed_with, replica, int(time.time()) + left_s)
+    url = f"/v1/chat/completions?erhpc_pass={value}"
+    async with serving(key="s3cret") as session, session.post(url, json=chat()) as response:
+        assert response.status == status
+
+
+async def test_aliases_are_listed_and_answered_under_the_name_of_the_model():
+    async with serving(aliases=["auto", "math"]) as session:
+        async with session.get("/v1/models") as response:
+            assert [card["id"] for card in (await response.json())["data"]] == [MODEL, "auto", "math"]
+        for name in (MODEL, "auto", "math"):
+            async with session.post("/v1/chat/completions", json=chat(model=name)) as response:
+                assert (await response.json())["model"] == MODEL
+        async with session.post("/v1/chat/completions", json=chat(model="law")) as response:
+            assert "Allowed: 'tiny', 'auto', 'math'" in (await response.json())["error"]["message"]
 
 
 async def test_health_and_models_wait_until_the_model_is_loaded():

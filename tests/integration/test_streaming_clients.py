@@ -494,6 +494,41 @@ async def test_the_key_is_not_sent_to_another_server(kind: str):
     assert b"uthorization" not in other.heads[0]
 
 
+@on_its_loop
+async def test_a_kept_connection_that_had_closed_is_replaced_also_after_a_slow_redirect(kind: str):
+    async def answer_once(visit: Visit) -> None:
+        await visit.request()
+        await visit.send(*answer("a"))
+        await visit.request()  # and closes without a word
+
+    async with RawServer(answer_once).serving() as other:
+
+        async def point_there(visit: Visit) -> None:
+            while True:
+                await visit.request()
+                await asyncio.sleep(1.1 if len(visit.server.bodies) == 2 else 0)  # longer than STALE_S
+                await visit.send(redirect(307, other.url))
+
+        async with RawServer(point_there).serving() as server, client_of(kind, server.url) as client:
+            exchanges = [await ask(client) for _ in range(2)]
+    assert [(exchange.error_kind, exchange.num_frames) for exchange in exchanges] == [(None, 1)] * 2
+    assert (len(server.bodies), len(other.bodies), other.num_connections) == (2, 3, 2)
+    assert exchanges[1].arrivals_ns[0] - exchanges[1].sent_ns > 1_000_000_000
+
+
+@pytest.mark.parametrize("session", [b"17", b""])
+@on_its_loop
+async def test_a_request_names_its_session_to_every_server_it_is_sent_to(kind: str, session: bytes):
+    async with RawServer(canned(*answer("a"))).serving() as other:
+        there = canned(redirect(307, other.url))
+        async with RawServer(there).serving() as server, client_of(kind, server.url) as client:
+            await client.send(request_of(session=session), Exchange(sent_ns=0))
+    (first,), (second,) = server.heads, other.heads
+    for head in (first, second):
+        assert (b"\r\nx-session-id: 17\r\n" in head.lower()) == bool(session)
+        assert head.lower().count(b"x-session-id") == bool(session)
+
+
 @pytest.mark.parametrize(
     ("location", "text"),
     [

@@ -1,4 +1,4 @@
-"""One real vLLM server on the CPU serves a synthetic model, and leaves nothing behind when it is stopped."""
+"""One real vLLM server on the CPU serves a synthetic model, lets redirected clients in, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
+import openai
 import pytest
 
 from erhpc.config import ArchitectureConfig, ExpertConfig
 from erhpc.experts.engine_log import first_error
 from erhpc.experts.model_directory import write_model_directory
 from erhpc.experts.readiness import wait_until_ready
-from erhpc.experts.vllm import default_interpreter
+from erhpc.experts.vllm import default_interpreter, write_guest_package
+from erhpc.plan.passes import REPLICA_VARIABLE
 from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
+from tests.fakes.redirecting_gateway import RedirectingGateway
 
 pytestmark = pytest.mark.vllm
 
@@ -32,6 +35,8 @@ TINY = ExpertConfig(
 )
 TEXT = "What is the derivative of x squared?\nWhy do cooks salt the water for pasta?\n" * 50
 KEY = "not-a-secret"
+REPLICA = "tiny-0"
+MESSAGES = [{"role": "user", "content": "Why is the sea salty?"}]
 READY_S = 240
 STOP_S = 20
 
@@ -63,16 +68,22 @@ def serve(python: Path, model: Path, port: int, tmp: Path, log: Path) -> Iterato
         python=str(python),
         model=str(model),
         served_name="tiny",
+        aliases=("auto",),
+        admits_passes=True,
         host="127.0.0.1",
         port=str(port),
         load_format=None,
         device="cpu",
     )
     environment = build_vllm_environment(device="cpu", tmp=str(tmp), engine_port=str(port + 1))
+    write_guest_package(log.parent / "guest")
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv,
-            env=os.environ | environment | {"VLLM_API_KEY": KEY},
+            cwd=tmp,  # `python -m` searches the working folder first, and erhpc lies in ours
+            env=os.environ
+            | environment
+            | {"VLLM_API_KEY": KEY, REPLICA_VARIABLE: REPLICA, "PYTHONPATH": str(log.parent / "guest")},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -115,7 +126,7 @@ async def stream_chat(url: str, max_tokens: int) -> tuple[str, int]:
     """Return the text of one streamed answer and the number of tokens its usage reports."""
     body = {
         "model": "tiny",
-        "messages": [{"role": "user", "content": "Why is the sea salty?"}],
+        "messages": MESSAGES,
         "max_tokens": max_tokens,
         "ignore_eos": True,
         "temperature": 0,
@@ -137,6 +148,26 @@ async def stream_chat(url: str, max_tokens: int) -> tuple[str, int]:
     return text, num_tokens
 
 
+async def ask_redirected(url: str, replica: str = REPLICA, left_s: int = 60) -> tuple[int, int, str]:
+    """Stream with the `openai` client through a gateway that redirects to the server with a pass for `replica`.
+
+    Returns the status, the number of pieces of text, and the model that answered.
+    """
+    gateway = RedirectingGateway(url, REPLICA, KEY, lifetime_s=left_s, signed_for=replica)
+    async with (
+        gateway.serving(),
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client,
+    ):
+        try:
+            stream = await client.chat.completions.create(
+                model="auto", messages=MESSAGES, max_tokens=8, stream=True, extra_body={"ignore_eos": True}
+            )
+        except openai.APIStatusError as error:
+            return error.status_code, 0, ""
+        chunks = [chunk async for chunk in stream]
+    return 200, sum(bool(choice.delta.content) for chunk in chunks for choice in chunk.choices), chunks[0].model
+
+
 async def stop_group(group: int, timeout_s: float) -> None:
     """Send TERM to a group and wait until nothing of it runs.
 
@@ -149,7 +180,7 @@ async def stop_group(group: int, timeout_s: float) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_real_vllm_streams_exactly_the_tokens_asked_for_and_stops(interpreter, tmp, tmp_path):
+async def test_a_real_vllm_streams_exactly_the_tokens_asked_for_lets_passes_in_and_stops(interpreter, tmp, tmp_path):
     model, log, port = tmp_path / "tiny", tmp_path / "vllm.log", find_port()
     write_model_directory(
         model,
@@ -172,6 +203,8 @@ async def test_a_real_vllm_streams_exactly_the_tokens_asked_for_and_stops(interp
             raise
         resident_bytes = sum(read_resident_bytes(pid) for pid in list_group(process.pid))
         text, num_tokens = await stream_chat(url, max_tokens=16)
+        redirected = await ask_redirected(url)
+        refused = [(await ask_redirected(url, **wrong))[0] for wrong in ({"left_s": -5}, {"replica": "tiny-1"})]
         started_s = time.monotonic()
         await stop_group(process.pid, STOP_S)
         print(
@@ -180,4 +213,7 @@ async def test_a_real_vllm_streams_exactly_the_tokens_asked_for_and_stops(interp
         )
 
     assert num_tokens == 16
+    assert (redirected[0], redirected[2]) == (200, "tiny")
+    assert redirected[1] >= 1
+    assert refused == [401, 401]
     assert len(text.strip()) >= 16

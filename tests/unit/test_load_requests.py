@@ -72,9 +72,16 @@ def test_the_same_seed_gives_a_user_the_same_requests(name):
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_another_seed_and_another_user_get_other_requests(name):
     mine = requests_of(3, **WORKLOADS[name])
+    others = (requests_of(3, seed=2, **WORKLOADS[name]), requests_of(4, **WORKLOADS[name]))
 
-    assert mine != requests_of(3, seed=2, **WORKLOADS[name])
-    assert mine != requests_of(4, **WORKLOADS[name])
+    for other in others:
+        assert [request.body for request in mine] != [request.body for request in other]
+
+
+@pytest.mark.parametrize("name", ["prompts", "conversations"])
+def test_all_requests_of_a_user_are_of_one_session_and_of_no_one_elses(name):
+    assert {request.session for request in requests_of(3, **WORKLOADS[name])} == {b"3"}
+    assert {request.session for request in requests_of(12, seed=2, **WORKLOADS[name])} == {b"12"}
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -150,6 +150,50 @@ def test_users_of_a_baseline_talk_to_its_replica_and_others_to_the_gateway():
     assert routed.clients(0)[0].spec["model"] == "auto"
 
 
+def test_replicas_know_redirected_requests_and_their_passes():
+    relayed, redirected = (
+        plan("llama3_70b_tp4", f"gateway.data_path={path}", site=GPU_CLUSTER).process("expert-expert_1-0")
+        for path in ("relay", "redirect")
+    )
+
+    added = [word for word in redirected.argv if word not in relayed.argv]
+    assert added == ["auto", "--middleware", "erhpc.experts.pass_guard.PassGuard"]
+    assert redirected.environment == relayed.environment | {"ERHPC_REPLICA": "expert_1-0"}
+    assert (relayed.python_path, redirected.python_path) == (None, "{run}/guest")
+
+
+def test_only_the_leg_that_speaks_http_lets_passes_in_and_only_where_there_is_a_gateway():
+    wide = ("experts.baseline.tensor_parallel=16", "cluster.max_nodes=2", "gateway.data_path=redirect")
+
+    def guarded(*overrides):
+        planned = plan("baseline_llama3_70b_tp8", *wide, *overrides, site=GPU_CLUSTER)
+        return ["--middleware" in process.argv for process in planned.processes if process.kind == "expert"]
+
+    assert guarded("router=round_robin") == [True, False]
+    assert guarded() == [False, False]
+
+
+def test_an_emulated_replica_answers_to_auto_where_clients_are_redirected():
+    redirected = plan("quickstart", "gateway.data_path=redirect")
+    replicas = [process for process in redirected.processes if process.kind == "expert"]
+
+    assert [process.spec["aliases"] for process in replicas] == [["auto"]] * 4
+    assert plan("quickstart").process(replicas[0].name).spec["aliases"] == []
+
+
+def test_what_a_gateway_that_sees_no_answers_cannot_do_is_said_aloud():
+    def said(*overrides):
+        notices = plan("quickstart", "gateway.data_path=redirect", *overrides).notices
+        return [notice for notice in notices if "data_path" in notice]
+
+    told = "gateway.data_path=redirect: the gateway does not see how loaded the replicas are: "
+    assert said() == []
+    assert said("experts.expert_0.replicas=2") == [f"{told}router.replica_policy=least_loaded takes turns."]
+    assert said("router=least_loaded") == [f"{told}router.policy=least_loaded takes turns."]
+    assert said("router.overflow=next_nearest") == [f"{told}router.overflow=next_nearest sees only who is down."]
+    assert plan("quickstart", "router=least_loaded").notices == plan("quickstart").notices
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_no_two_processes_of_a_run_share_a_port_and_no_key_is_on_a_command_line(name):
     planned = plan(name, site=GPU_CLUSTER)

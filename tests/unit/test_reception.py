@@ -239,7 +239,7 @@ def reference_exchange(wire: Wire, pieces: list[bytes]) -> Exchange:
     piece_of = [index for index, piece in enumerate(pieces) for _ in piece]
     exchange = Exchange(sent_ns=0, http_status=200)
     if b"Expert:math" in wire.data:
-        exchange.expert = "math"
+        exchange.expert, exchange.gateway_queue_s = "math", 0.0
     if wire.payload:
         exchange.first_piece_ns = stamp_of(piece_of[wire.places[0]])
     arrivals: Counter[int] = Counter()
@@ -559,6 +559,39 @@ def test_a_redirect_ends_the_answer_at_its_head():
     assert reception.has_ended
     assert reception.redirect == "/b"
     assert exchange.error_kind is None
+
+
+ROUTED = b"x-erhpc-expert: math\r\nX-Erhpc-Replica: math-1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "waited_s"),
+    [
+        (b"", None),
+        (ROUTED, 0.0),
+        (ROUTED + b"X-Erhpc-Queue-Us: 1500.5\r\n", 0.0015005),
+        (b"x-erhpc-queue-us: 2000000.0\r\n", 2.0),
+        *((ROUTED + b"x-erhpc-queue-us: %b\r\n" % odd, None) for odd in (b"", b"long", b"-1.0", b"nan", b"inf")),
+    ],
+)
+def test_a_gateway_tells_how_long_a_request_waited_or_by_its_silence_that_it_did_not(
+    fields: bytes, waited_s: float | None
+):
+    head, *rest = answer("a")
+    exchange, _ = receive([head[:-2] + fields + b"\r\n", *rest])
+    assert exchange.error_kind is None
+    assert exchange.gateway_queue_s == waited_s
+
+
+def test_what_a_gateway_said_as_it_redirected_stands():
+    exchange, _ = receive(
+        [b"HTTP/1.1 307 There\r\nLocation: /b\r\nx-erhpc-queue-us: 7000.0\r\n" + ROUTED + b"\r\n"], closes=False
+    )
+    reception = Reception(exchange)
+    for piece in answer("a"):
+        reception.read([piece], [1])
+    assert (exchange.http_status, exchange.expert, exchange.replica) == (200, "math", "math-1")
+    assert exchange.gateway_queue_s == 0.007
 
 
 def test_a_redirect_to_nowhere_is_a_refusal():

@@ -50,6 +50,25 @@ def test_a_quiet_busy_level_is_valid():
     assert (row["in_flight_start"], row["in_flight_end"], row["in_flight_max"]) == (1, 0, 1)
 
 
+def test_the_wait_in_the_gateway_is_of_requests_sent_in_the_window_whose_heads_tell_it():
+    records = [make_record(gateway_queue_s=wait_s) for wait_s in (0.0, 0.0, 0.3)]
+    others = [make_failed(), make_record(gateway_queue_s=9.0, phase="warmup")]
+
+    row = summarise(make_part([*records, *others, make_failed(gateway_queue_s=0.5)]))
+
+    assert row["gateway_queued_share"] == pytest.approx(1 / 2)
+    assert row["gateway_queue_mean_s"] == pytest.approx(0.2)
+    assert row["gateway_queue_p99_s"] == pytest.approx(0.494)
+    assert any(reason.startswith("gateway-bound: p99 wait") for reason in row["invalid_reasons"])
+
+
+def test_without_a_gateway_nobody_knows_of_a_wait_there():
+    row = summarise(make_part(busy_records()))
+
+    columns = ("gateway_queued_share", "gateway_queue_mean_s", "gateway_queue_p99_s")
+    assert [row[name] for name in columns] == [None] * 3
+
+
 def test_latencies_are_of_requests_sent_in_the_window_that_finished_well():
     slow = {"ttft_ns": 5 * SECOND}
     others = [make_record(**slow, phase="warmup"), make_record(**slow, phase="drain"), make_failed()]

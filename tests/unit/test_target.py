@@ -106,7 +106,15 @@ def test_a_request_is_its_head_its_length_and_its_body():
     assert lines[1] == b"Host: a:8000"
     assert {b"Authorization: Bearer k-1", b"Content-Length: 7", b"Accept-Encoding: identity"} < set(lines)
     assert body == b'{"a":1}'
+    assert b"x-session-id" not in head
     assert b"Authorization" not in build_head(FROM, None)
+
+
+def test_a_request_of_a_session_names_it():
+    request = build_request(build_head(Target("http", "a", 8000, "/v1"), "k-1"), b'{"a":1}', b"17")
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert head.split(b"\r\n")[-2:] == [b"Content-Length: 7", b"x-session-id: 17"]
+    assert body == b'{"a":1}'
 
 
 @pytest.mark.parametrize("key", ["k\n", "k\r\nX: y", "k k", "k\u00e9", "k\x00"])

@@ -34,6 +34,7 @@ def make_row(**changes):
         "kernel_stamped_share": 0.0,
         "coalesced_share": 0.0,
         "gateway_lag_p99_s": 0.001,
+        "gateway_queue_p99_s": None,
         "engine_lag_p99_s": None,
         "steady": True,
     }
@@ -93,6 +94,17 @@ def test_a_process_that_ran_late_is_named_as_the_bottleneck(column, who):
 
 def test_lag_is_judged_by_the_latency_it_could_hide_in():
     assert find(make_row(client_lag_p99_s=0.04, ttft_p99_s=1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "ttft_s", "limit_ms"),
+    [(0.023, 0.1, 10.0), (0.06, 1.0, 50.0), (0.01, 0.1, None), (0.04, 1.0, None), (0.0, 0.1, None), (None, 0.1, None)],
+)
+def test_a_level_that_waited_for_the_gateway_measures_the_gateway(wait_s, ttft_s, limit_ms):
+    reasons = find(make_row(gateway_queue_p99_s=wait_s, ttft_p99_s=ttft_s))
+
+    told = "gateway-bound: p99 wait for a turn (gateway.max_in_flight)"
+    assert reasons == ([f"{told} {wait_s * 1000:.1f} ms > {limit_ms:.1f} ms"] if limit_ms else [])
 
 
 @pytest.mark.parametrize("share", [1.0, 0.995])

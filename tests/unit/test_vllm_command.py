@@ -54,6 +54,15 @@ def test_the_whole_command_of_a_single_node_server():
     )
 
 
+def test_a_server_answers_to_other_names_too_and_lets_passes_in_where_clients_are_redirected():
+    argv = build(aliases=("auto", "mathematics"), admits_passes=True)
+
+    named = argv.index("--served-model-name")
+    assert argv[named + 1 : named + 5] == ("math", "auto", "mathematics", "--max-model-len")
+    assert value_of(argv, "--middleware") == "erhpc.experts.pass_guard.PassGuard"
+    assert "--middleware" not in build()
+
+
 def test_real_weights_need_no_load_format():
     assert "--load-format" not in build()
 
