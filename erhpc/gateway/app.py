@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
 from erhpc.gateway.answers import find_usage
-from erhpc.gateway.desk import QUEUE, REQUEST_ID, Desk, Forward
+from erhpc.gateway.desk import REQUEST_ID, Desk, Forward
 from erhpc.gateway.errors import (
     ApiError,
     Outcome,
@@ -30,10 +30,10 @@ from erhpc.gateway.errors import (
 )
 from erhpc.gateway.front import REQUEST_TIMEOUT_S
 from erhpc.gateway.relay import Relay, Relayed
-from erhpc.gateway.requests import PASSED_HEADERS, SESSION_HEADER, Api, choose_request_id, parse_inquiry
+from erhpc.gateway.requests import PASSED_HEADERS, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.retries import is_retried
 from erhpc.gateway.surface import Surface, answer_json
-from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER
+from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER, QUEUE_HEADER, SESSION_HEADER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -167,7 +167,7 @@ class Gateway:
         desk = self._desk
         if waited_s:
             desk.metrics.queue.add(round(waited_s * 1e9))
-            forward.reply_headers[QUEUE] = f"{waited_s * 1e6:.1f}"
+            forward.reply_headers[QUEUE_HEADER] = f"{waited_s * 1e6:.1f}"
         if desk.redirects:
             return web.Response(status=307, headers=desk.redirect(forward, self._expert_key, time.time()))
         with desk.begin(forward) as flight:

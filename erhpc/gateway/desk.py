@@ -28,13 +28,13 @@ from erhpc.gateway.requests import Inquiry, InquiryTraits
 from erhpc.gateway.retries import MAX_RETRIES, RetryBudget, is_failure, is_sign_of_life
 from erhpc.gateway.surface import needs_key
 from erhpc.plan.passes import PASS_LIFETIME_S, PASS_PARAMETER, sign_pass
+from erhpc.plan.protocol import EXPERT_HEADER, REPLICA_HEADER
 from erhpc.plan.specs import GatewaySpec
 from erhpc.routing.experts import NoLiveReplica
 from erhpc.routing.policy import Choice
 from erhpc.routing.router import Router, UnknownModel
 
 REQUEST_ID = "x-erhpc-request-id"
-QUEUE = "x-erhpc-queue-us"
 SPARE_FILES = 256
 """Open files besides streams: libraries, logs, probes, clients that are refused or only connected."""
 MAX_STREAMS = 100_000
@@ -199,7 +199,7 @@ class Desk:
         session_header: str | None,
         passed_headers: tuple[tuple[str, str], ...] = (),
     ) -> Forward:
-        """Find the replica for a request; `session_header` is the value of requests.SESSION_HEADER, None without one.
+        """Find the replica for a request; `session_header` is the value of protocol.SESSION_HEADER, None without one.
 
         Raises ApiError if the request or the replicas are not fit for it.
         """
@@ -314,7 +314,7 @@ class Desk:
         replica = self.replicas[picked]
         forward.replica = replica
         forward.body = forward.inquiry.body_for(replica.endpoint.model)
-        forward.reply_headers["x-erhpc-replica"] = replica.name
+        forward.reply_headers[REPLICA_HEADER] = replica.name
 
     def _make_queue(self, expert: str) -> Admission:
         router: RouterConfig = self.spec.router
@@ -336,7 +336,7 @@ def count_possible_streams() -> int:
 
 def describe_choice(request_id: str, replica: Replica, choice: Choice) -> dict[str, str]:
     """The headers that say who answers and why."""
-    headers = {REQUEST_ID: request_id, "x-erhpc-expert": replica.expert, "x-erhpc-replica": replica.name}
+    headers = {REQUEST_ID: request_id, EXPERT_HEADER: replica.expert, REPLICA_HEADER: replica.name}
     if choice.cluster is not None:
         headers["x-erhpc-cluster"] = str(choice.cluster)
     if choice.classify_ns is not None:

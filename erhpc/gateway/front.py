@@ -16,10 +16,10 @@ from typing import Any
 
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.answers import build_error, build_head
-from erhpc.gateway.desk import QUEUE, REQUEST_ID, Desk, Forward, Visit
+from erhpc.gateway.desk import REQUEST_ID, Desk, Forward, Visit
 from erhpc.gateway.errors import ApiError, overloaded, too_slow
 from erhpc.gateway.passage import Passage
-from erhpc.gateway.requests import PASSED_HEADERS, SESSION_HEADER, Api, choose_request_id, parse_inquiry
+from erhpc.gateway.requests import PASSED_HEADERS, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.upstream import UpstreamPool
 from erhpc.http1.requests import (
     MAX_HEAD_BYTES,
@@ -28,7 +28,7 @@ from erhpc.http1.requests import (
     may_become_plain,
     parse_request_head,
 )
-from erhpc.plan.protocol import API_PATHS
+from erhpc.plan.protocol import API_PATHS, QUEUE_HEADER, SESSION_HEADER
 
 WATCH_S = 0.25
 """How often limits of time are looked at, so that no request has to set a timer."""
@@ -392,7 +392,7 @@ class Caller(asyncio.Protocol):
         front = self._front
         if self._waited_ns:
             front.desk.metrics.queue.add(self._waited_ns)
-            forward.reply_headers[QUEUE] = f"{self._waited_ns / 1e3:.1f}"
+            forward.reply_headers[QUEUE_HEADER] = f"{self._waited_ns / 1e3:.1f}"
         if front.desk.redirects:
             headers = front.desk.redirect(forward, front.key, time.time())
             self.write(build_head(307, {**headers, "content-length": "0"}) + b"\r\n")

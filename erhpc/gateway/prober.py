@@ -26,17 +26,21 @@ BAD_PROBES = 3
 
 
 class Watch:
-    """What the probes of one replica have said, by turns good and bad."""
+    """What the probes of one replica have said, by turns good and bad.
 
-    def __init__(self, replica: Replica) -> None:
+    `is_blind`: nothing else tells how it is, because clients ask it themselves.
+    """
+
+    def __init__(self, replica: Replica, *, is_blind: bool = False) -> None:
         self.replica = replica
+        self._is_blind = is_blind
         self._streak = 0
         """Good probes in a row if above 0, bad ones if below."""
 
     def is_due(self, now_ns: int) -> bool:
         """Whether the replica must be probed."""
         replica = self.replica
-        if replica.is_down:
+        if replica.is_down or self._is_blind:
             return True
         is_silent = replica.in_flight > 0 and now_ns - replica.heard_ns > SILENCE_S * 1e9
         if not is_silent:
@@ -55,15 +59,16 @@ class Watch:
 
 
 class Prober:
-    """Probes replicas for as long as the context is open."""
+    """Probes replicas for as long as the context is open; `is_blind`: all of them all the time (see `Watch`)."""
 
     def __init__(
         self,
         replicas: Sequence[Replica],
         *,
+        is_blind: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._watches = [Watch(replica) for replica in replicas]
+        self._watches = [Watch(replica, is_blind=is_blind) for replica in replicas]
         self._interval_s = PROBE_INTERVAL_S
         self._clock_ns = clock_ns
         self._tasks: list[asyncio.Task[None]] = []

@@ -19,9 +19,6 @@ from erhpc.plan.protocol import CHARS_PER_TOKEN
 
 Api = Literal["chat", "completions", "other"]
 
-SESSION_HEADER = "x-session-id"
-"""Request header that says whose request it is; it goes before the field `user`."""
-
 PASSED_HEADERS = ("traceparent", "tracestate")
 """Request headers that the replica gets too: W3C trace context."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -172,7 +169,7 @@ class InquiryTraits:
 
     content: Content
     session_header: str | None
-    """Value of SESSION_HEADER, None if it was not sent."""
+    """Value of protocol.SESSION_HEADER, None if it was not sent."""
     config: RouterConfig
 
     @property

@@ -78,7 +78,7 @@ async def serve(
         lag.start()
         closing.push_async_callback(lag.stop)
         if shared is None:
-            await closing.enter_async_context(Prober(replicas))
+            await closing.enter_async_context(Prober(replicas, is_blind=spec.limits.data_path == "redirect"))
         desk = Desk(spec, replicas, router, metrics, keys)
         for task in (_tick(desk, is_alone=shared is None), _refresh(keys)):
             closing.callback(asyncio.create_task(task).cancel)

@@ -71,7 +71,7 @@ async def supervise(spec: GatewaySpec, make_argv: MakeArgv, *, key: str | None) 
     async with AsyncExitStack() as closing:
         port = closing.enter_context(hold_port(spec.host, int(spec.port)))
         status_url = await closing.enter_async_context(_serve_status(spec, surface, keys))
-        await closing.enter_async_context(Prober(replicas))
+        await closing.enter_async_context(Prober(replicas, is_blind=spec.limits.data_path == "redirect"))
         assert shared.descriptor is not None  # it is shared
         workers = [
             Worker(number, make_argv(number, port, shared.descriptor), shared, spec.endpoints, metrics)

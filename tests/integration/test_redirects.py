@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -18,6 +19,7 @@ from erhpc.client.selection import make_client
 from erhpc.config import ArchitectureConfig, GatewayConfig, LoadConfig, RouterConfig, WorkloadConfig
 from erhpc.config.routing import RELAYS
 from erhpc.experts.emulated import EmulatedExpert
+from erhpc.gateway import prober
 from erhpc.gateway.server import serve
 from erhpc.plan.levels import LoadPoint
 from erhpc.plan.specs import EmulatedExpertSpec, Endpoint, GatewaySpec
@@ -178,3 +180,25 @@ async def test_users_who_are_redirected_keep_both_connections_and_have_complete_
     assert {record.gateway_queue_s for record in part.records} == {0.0}
     assert all(record.tokens_out == record.max_tokens for record in part.records)
     assert sum(record.new_connection for record in part.records) == 10
+
+
+async def test_a_replica_that_is_gone_gets_no_more_clients_although_none_of_them_tells(monkeypatch):
+    monkeypatch.setattr(prober, "PROBE_INTERVAL_S", 0.01)
+    endpoint = Endpoint(replica="math-0", expert="math", model="math", url=f"http://127.0.0.1:{find_port()}")
+    spec = GatewaySpec(
+        host="127.0.0.1",
+        port=0,
+        endpoints=[endpoint],
+        router=RouterConfig(policy="least_loaded"),
+        limits=GatewayConfig(data_path="redirect"),
+        artefact=None,
+        seed=0,
+    )
+    async with serve(spec) as url, aiohttp.ClientSession(url) as session, asyncio.timeout(10):
+        while True:
+            async with session.get("/health") as response:
+                if response.status == 503:
+                    break
+        body = {"model": "auto", "messages": MESSAGES}
+        async with session.post(CHAT, json=body, allow_redirects=False) as response:
+            assert response.status == 503
