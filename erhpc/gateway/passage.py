@@ -7,6 +7,7 @@ replica answers is decided elsewhere; here is what happens between the two, and 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -151,15 +152,7 @@ class Passage:
         self._flight.outcome = judge_status(status)
         self._streams = head.content_type == EVENT_STREAM
         self._is_open_ended = head.framing == "close"
-        fields = head.fields
-        lines = [b"%b: %b\r\n" % (name, fields[key].encode("latin-1")) for key, name in _PASSED if key in fields]
-        if head.framing == "chunked":
-            lines.append(b"transfer-encoding: chunked\r\n")
-        elif head.framing == "length":
-            lines.append(b"content-length: %d\r\n" % head.length_bytes)
-        else:
-            lines.append(b"connection: close\r\n")
-        self._head = build_head(status, self._forward.reply_headers) + b"".join(lines) + b"\r\n"
+        self._head = build_head(status, self._forward.reply_headers) + _pass_fields_on(head)
 
     def take(self, data: bytes, *, is_over: bool) -> None:
         """See `Listener.take`."""
@@ -278,3 +271,17 @@ class Passage:
             self._upstream.abort()
             self._flight.outcome = Outcome.CANCELLED
         self._flight.end()
+
+
+@functools.lru_cache(maxsize=64)  # `parse_head` gives the same object for the same bytes
+def _pass_fields_on(head: ResponseHead) -> bytes:
+    """The fields of a replica's answer that reach the client, and the empty line after them."""
+    fields = head.fields
+    lines = [b"%b: %b\r\n" % (name, fields[key].encode("latin-1")) for key, name in _PASSED if key in fields]
+    if head.framing == "chunked":
+        lines.append(b"transfer-encoding: chunked\r\n")
+    elif head.framing == "length":
+        lines.append(b"content-length: %d\r\n" % head.length_bytes)
+    else:
+        lines.append(b"connection: close\r\n")
+    return b"".join(lines) + b"\r\n"

@@ -13,17 +13,18 @@ from erhpc.gateway.ledger import Ledger
 from erhpc.plan.specs import Endpoint
 
 OPENED = "erhpc_circuit_opened_total"
-REPLICA_CELLS = ("in flight", "down", "draining", "failures in a row", "heard ns", OPENED)
+REPLICA_CELLS = ("in flight", "off", "failures in a row", "heard ns", OPENED)
 FAILURES_TO_OPEN = 3
 """So many failures in a row, with no answer between them, and a replica is down; one refused connection is enough."""
 
 CLOSED, OPEN, DRAINING = 0, 1, 2
+"""A replica's state is 0 or a sum of the other two: whether it gets requests is one look at one cell."""
 
 
 class Replica:
     """One replica. It counts as live until requests or probes find that it is not."""
 
-    __slots__ = ("_down", "_draining", "_failures", "_heard", "_in_flight", "_opened", "endpoint", "expert", "name")
+    __slots__ = ("_failures", "_heard", "_in_flight", "_off", "_opened", "endpoint", "expert", "name")
 
     def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
         self.endpoint = endpoint
@@ -32,8 +33,7 @@ class Replica:
         # The last row is that of the process that watches over the others; these cells any process may set.
         shared = ledger.num_rows - 1
         self._in_flight = ledger.count(("in flight", self.name))
-        self._down = ledger.count(("down", self.name), row=shared)
-        self._draining = ledger.count(("draining", self.name), row=shared)
+        self._off = ledger.count(("off", self.name), row=shared)
         self._failures = ledger.count(("failures in a row", self.name), row=shared)
         self._opened = ledger.count((OPENED, self.name), row=shared)
         self._heard = ledger.count(("heard ns", self.name), row=shared)
@@ -54,26 +54,26 @@ class Replica:
     @property
     def live(self) -> bool:
         """Whether it gets requests."""
-        return not (self._down.value or self._draining.value)
+        return not self._off.value
 
     @property
     def is_down(self) -> bool:
         """Whether it was found to be down and has not been well since."""
-        return bool(self._down.value)
+        return bool(self._off.value & OPEN)
 
     @property
     def is_draining(self) -> bool:
         """Whether it gets no new requests because someone said so."""
-        return bool(self._draining.value)
+        return bool(self._off.value & DRAINING)
 
     @is_draining.setter
     def is_draining(self, value: bool) -> None:
-        self._draining.value = int(value)
+        self._off.value = self._off.value & ~DRAINING | DRAINING * value
 
     @property
     def state(self) -> int:
-        """CLOSED, OPEN or DRAINING."""
-        return OPEN if self.is_down else DRAINING if self.is_draining else CLOSED
+        """CLOSED, OPEN or DRAINING; OPEN if it is both of these."""
+        return OPEN if self.is_down else self._off.value
 
     @property
     def heard_ns(self) -> int:
@@ -99,14 +99,14 @@ class Replica:
 
     def close_off(self) -> None:
         """It is down: it gets no requests until `let_in`."""
-        if not self._down.value:
-            self._down.value = 1
+        if not self.is_down:
+            self._off.value |= OPEN
             self._opened.add()
 
     def let_in(self) -> None:
         """It is well again."""
         self._failures.value = 0
-        self._down.value = 0
+        self._off.value &= ~OPEN
 
 
 def find_missing_experts(replicas: Sequence[Replica]) -> list[str]:

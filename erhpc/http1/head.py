@@ -25,7 +25,7 @@ class HeadError(Exception):
     """Bytes that are no head of an HTTP/1.1 response."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # told apart by identity: what is made of one can be kept for it
 class ResponseHead:
     """Status and fields (names in lower case; fields given twice joined by commas)."""
 

@@ -23,7 +23,7 @@ ZERO_LENGTH = 1e-12
 """Vectors shorter than this are rounding errors of the SVD (about 1e-17) and have no direction."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: those take three times as long to make
 class Classification:
     """Where one text lies among the clusters."""
 
