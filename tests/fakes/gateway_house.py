@@ -32,13 +32,16 @@ class House:
     url: str
     replicas: dict[str, ScriptedReplica]
     session: aiohttp.ClientSession
+    watcher: aiohttp.ClientSession
+    """Asks what the gateway tells of itself, over connections of its own: requests for answers must not share them, or
+    they would all pass as the plain relay has them."""
 
     def ask(self, text="a sum", *, path=CHAT, model="auto", headers=None, **fields):
         prompt = {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
         return self.session.post(path, json={"model": model, **prompt, **fields}, headers=headers)
 
     async def metric(self, line):
-        async with self.session.get("/metrics") as response:
+        async with self.watcher.get("/metrics") as response:
             found = re.search(rf"^{re.escape(line)} (\S+)$", await response.text(), re.MULTILINE)
         return float(found[1]) if found else 0.0
 
@@ -47,12 +50,12 @@ class House:
         return await self.metric(f'erhpc_requests_total{{expert="{expert}",replica="{replica}",outcome="{outcome}"}}')
 
     async def in_flight(self):
-        async with self.session.get("/metrics") as response:
+        async with self.watcher.get("/metrics") as response:
             values = re.findall(r"^erhpc_in_flight\{.*\} (\d+)$", await response.text(), re.MULTILINE)
         return [int(value) for value in values]
 
     async def status(self, path="/health"):
-        async with self.session.get(path) as response:
+        async with self.watcher.get(path) as response:
             return response.status
 
 
@@ -98,9 +101,11 @@ async def housing(script=answer_json, *, names=("math-0", "code-0"), absent=None
         url = await stack.enter_async_context(
             serve(make_spec(endpoints, **spec), classifier=KeywordClassifier("sum", "loop"), key=key)
         )
-        connector = aiohttp.TCPConnector(limit=0, ssl=True if trust is None else trust)
-        session = await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))
-        yield House(url, replicas, session)
+        session, watcher = [
+            await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))
+            for connector in [aiohttp.TCPConnector(limit=0, ssl=True if trust is None else trust) for _ in range(2)]
+        ]
+        yield House(url, replicas, session, watcher)
 
 
 async def until(condition, *, within_s=5.0):
