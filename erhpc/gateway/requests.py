@@ -23,7 +23,7 @@ SESSION_HEADER = "x-session-id"
 """Request header that says whose request it is; it goes before the field `user`."""
 
 PASSED_HEADERS = ("traceparent", "tracestate")
-"""Request headers that the replica gets too: W3C trace context."""
+"""Request headers that the replica gets too, if they are ASCII: W3C trace context."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PATH = re.compile(r"at `\$\.?([^`]+)`")
 _FIELD = re.compile(r"field `([^`]+)`")
