@@ -138,7 +138,8 @@ class Gateway:
 
     async def _read(self, api: Api, request: web.Request) -> Forward:
         body = await read_body(request, self._desk.spec.limits.max_body_bytes)
-        passed = tuple((name, request.headers[name]) for name in PASSED_HEADERS if name in request.headers)
+        given = ((name, request.headers.get(name)) for name in PASSED_HEADERS)
+        passed = tuple((name, value) for name, value in given if value is not None and value.isascii())
         return self._desk.decide(
             request.path_qs,
             parse_inquiry(api, body),

@@ -344,7 +344,9 @@ class Caller(asyncio.Protocol):
             time.perf_counter_ns(),
         )
         fields = head.fields
-        passed = tuple([(name, head.get(field) or "") for field, name in _PASSED_FIELDS if field in fields])
+        passed = tuple(
+            [(name, fields[field].decode()) for field, name in _PASSED_FIELDS if fields.get(field, b"\xff").isascii()]
+        )
         try:
             inquiry = parse_inquiry(_APIS[head.target], body)
             path, session = head.target.decode(), head.get(_SESSION_FIELD)

@@ -22,7 +22,7 @@ from erhpc.plan.protocol import CHARS_PER_TOKEN
 Api = Literal["chat", "completions", "other"]
 
 PASSED_HEADERS = ("traceparent", "tracestate")
-"""Request headers that the replica gets too: W3C trace context."""
+"""Request headers that the replica gets too, if they are ASCII: W3C trace context."""
 _FIRST_ID = int.from_bytes(os.urandom(12), "big") << 32
 """Ids of this process count up from here: drawing each anew takes ten times as long."""
 _numbers = itertools.count()

@@ -23,6 +23,7 @@ class Seen:
     path: str
     headers: CIMultiDictProxy[str]
     body: bytes
+    query: str = ""
 
 
 @dataclass
@@ -64,7 +65,7 @@ class ScriptedReplica:
         return web.Response(status=200 if self.healthy else 503)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        seen = Seen(request.path, request.headers, await request.read())
+        seen = Seen(request.path, request.headers, await request.read(), request.query_string)
         self.seen.append(seen)
         self.arrivals.put_nowait(seen)
         left = True

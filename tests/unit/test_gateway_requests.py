@@ -9,12 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erhpc.config import RouterConfig
-from erhpc.gateway.admission import Admission
 from erhpc.gateway.errors import ApiError, Outcome, ReplicaError, unavailable, unknown_model
-from erhpc.gateway.metrics import Metrics
-from erhpc.gateway.replicas import Replica, find_missing_experts
 from erhpc.gateway.requests import InquiryTraits, choose_request_id, parse_inquiry
-from erhpc.plan.specs import Endpoint
 
 
 def chat(*messages, **fields):
@@ -160,6 +156,49 @@ def test_a_completion_without_a_prompt_is_refused():
         parse_inquiry("completions", b'{"model":"auto"}')
 
 
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"input": "a sum"}, "a sum"),
+        ({"input": ["a", "sum"]}, "a\nsum"),
+        ({"input": [[1, 2], [3]]}, ""),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}, {"image": "x"}]}]}, "hi"),
+        ({"prompt": "a loop"}, "a loop"),
+        ({"messages": [turn("system", "be kind"), turn("user", "one")]}, "be kind\none"),
+        ({"query": "which?", "documents": ["not", "these"]}, "which?"),
+        ({"input": [], "prompt": None, "messages": [turn("user", "")], "query": "last"}, "last"),
+        ({"input": "first", "query": "last"}, "first"),
+        ({"tokens": [1, 2]}, ""),
+        ({"input": 7, "prompt": True, "messages": {"a": 1}, "query": 1.5}, ""),
+        ({}, ""),
+    ],
+)
+def test_other_routes_are_classified_by_the_first_field_that_holds_a_text(fields, text):
+    raw = json.dumps({"model": "auto", **fields}).encode()
+    assert routed("other", raw) == routed("other", raw, "all") == text
+    assert prefix("other", raw, 3) == text[:3]
+
+
+def test_texts_of_other_routes_are_not_looked_for_without_end():
+    deep = b'{"input":' + b"[" * 500 + b'"x"' + b"]" * 500 + b"}"
+    assert routed("other", deep) == ""
+    assert routed("other", b'{"input":' + b"[" * 4 + b'"x"' + b"]" * 4 + b"}") == "x"
+
+
+def test_a_body_of_another_route_need_not_name_a_model_and_is_told_that_of_the_replica():
+    inquiry = parse_inquiry("other", b'{"prompt" : "x","n":1.50}')
+    assert inquiry.model == "auto"
+    assert json.loads(inquiry.body_for("llama")) == {"prompt": "x", "n": 1.5, "model": "llama"}
+    assert b'"n":1.50' in inquiry.body_for("llama")
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b'"x"', b'{"model":7}', b'{"model":null}', b'{"input":"\xff"}'])
+def test_a_malformed_body_of_another_route_is_refused(raw):
+    with pytest.raises(ApiError) as caught:
+        parse_inquiry("other", raw)
+    assert caught.value.status == 400
+
+
 @pytest.mark.parametrize("given_id", ["a", "req-1.2:3_4", "x" * 128])
 def test_a_sane_request_id_is_kept(given_id):
     assert choose_request_id(given_id) == given_id
@@ -182,29 +221,3 @@ def test_errors_have_openais_shape():
 def test_errors_of_replicas_are_server_errors():
     for error in (unavailable("math"), unavailable(None), ReplicaError(502, "gone", Outcome.BROKEN)):
         assert json.loads(error.body)["error"]["type"] == "server_error"
-
-
-def test_experts_without_a_live_replica_are_missing():
-    replicas = [Replica(Endpoint(replica=f"r{n}", expert=e, model="m", url="")) for n, e in enumerate("abab")]
-    assert find_missing_experts(replicas) == []
-    replicas[0].live = replicas[1].live = replicas[2].live = False
-    assert find_missing_experts(replicas) == ["a"]
-
-
-def test_metrics_are_written_in_prometheus_text_with_escaped_labels():
-    metrics = Metrics()
-    metrics.requests['a"b', "r\\0", Outcome.OK] += 2
-    metrics.add_classification(1500, default_used=True)
-    metrics.overflows["math", "code"] += 3
-    admission = Admission(1, 1, 1.0)
-    for _ in range(2):
-        admission.ask(lambda: None, 0.0)
-    lines = metrics.render([Replica(Endpoint(replica="r", expert="e", model="m", url=""))], admission).splitlines()
-    assert {"erhpc_admitted 1", "erhpc_queued 1"} <= set(lines)
-    assert r'erhpc_requests_total{expert="a\"b",replica="r\\0",outcome="ok"} 2' in lines
-    assert 'erhpc_in_flight{replica="r"} 0' in lines
-    assert "erhpc_default_expert_total 1" in lines
-    assert 'erhpc_overflow_total{from="math",to="code"} 3' in lines
-    assert "erhpc_classify_seconds_sum 0.000001500" in lines
-    assert "erhpc_classify_seconds_count 1" in lines
-    assert all(line.startswith(("#", "erhpc_")) for line in lines)
