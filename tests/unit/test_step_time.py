@@ -4,7 +4,8 @@ import pytest
 
 from erhpc.config import ArchitectureConfig
 from erhpc.errors import ConfigError
-from erhpc.twin.step_time import GPU_TIMINGS, Batch, Roofline
+from erhpc.plan.gpus import GPUS
+from erhpc.twin.step_time import Batch, Roofline
 
 LLAMA3_8B = ArchitectureConfig(32, 4096, 14336, 32, 8, 128256)
 LLAMA3_70B = ArchitectureConfig(80, 8192, 28672, 64, 8, 128256)
@@ -38,7 +39,7 @@ def test_a_single_stream_decodes_at_the_rate_the_weights_can_be_read(model, expe
     assert 1e3 * model.step_s(decode(1)) == pytest.approx(expected_ms, rel=0.05)
 
 
-@pytest.mark.parametrize("gpu", GPU_TIMINGS)
+@pytest.mark.parametrize("gpu", GPUS)
 def test_a_decode_step_grows_with_sequences_and_with_context(gpu):
     model = roofline(gpu=gpu)
 
