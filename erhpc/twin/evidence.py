@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, isfinite, log
-from random import Random
 from typing import Any
 
 from erhpc.errors import ConfigError
@@ -23,15 +22,15 @@ class Evidence:
     high: float
     source: str
 
-    def draw(self, rng: Random) -> float:
-        """One value the evidence allows: lognormal on either side of `value`, uniform where it may be zero."""
+    def at(self, deviations: float) -> float:
+        """The value so many standard deviations away: lognormal on either side, linear in a range that begins at 0."""
         if self.low == self.high:
             return self.value
-        if self.low <= 0:
-            return rng.uniform(self.low, self.high)
-        deviations = rng.gauss(0.0, 1.0) / NORMAL_95
-        spread = log(self.high / self.value) if deviations > 0 else log(self.value / self.low)
-        return self.value * exp(deviations * spread)
+        share = deviations / NORMAL_95
+        if self.low <= 0 or self.value <= 0:
+            return max(0.0, self.value + share * ((self.high - self.value) if share > 0 else (self.value - self.low)))
+        spread = log(self.high / self.value) if share > 0 else log(self.value / self.low)
+        return self.value * exp(share * spread)
 
 
 def read_evidence(where: str, raw: Any) -> Evidence:
@@ -42,9 +41,10 @@ def read_evidence(where: str, raw: Any) -> Evidence:
     floats = [float(n) for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and isfinite(n)]
     if len(floats) != 3 or not 0 <= floats[1] <= floats[0] <= floats[2]:
         raise ConfigError(
-            f"{where} has value, low, high = {', '.join(map(str, numbers))}. Allowed: numbers with 0 <= low <= value <= high."
+            f"{where} has value, low, high = {', '.join(map(str, numbers))}. "
+            "Allowed: numbers with 0 <= low <= value <= high."
         )
     source = raw.get("source")
     if not isinstance(source, str) or not source:
         raise ConfigError(f"{where} has no source. Say where the number comes from.")
-    return Evidence(*floats, source)
+    return Evidence(floats[0], floats[1], floats[2], source)

@@ -24,8 +24,6 @@ from erhpc.plan.memory import (
 )
 from erhpc.twin.hardware import DEFAULT_PROFILE, Constants, load_constants
 
-_LARGE_MESSAGE_BYTES = 2 * 1024 * 1024
-"""Above it vLLM leaves its own all-reduce kernel for NCCL."""
 _KERNEL_LAUNCH_S = 4e-6
 """Fixed time of one matrix product (Vidur's tables at one token)."""
 _ELEMENTWISE_BANDWIDTH_SHARE = 0.8
@@ -111,6 +109,8 @@ class DecodeLines:
         """Seconds of `num_steps` steps, the first of which attends to `context_tokens`."""
         if num_steps <= 0:
             return 0.0
+        if self.gpu is self.host:
+            return self._sum_s(self.gpu, context_tokens, num_steps)
         first, switch = self._order(context_tokens, num_steps)
         second = self.host if first is self.gpu else self.gpu
         rest = num_steps - switch
@@ -175,6 +175,11 @@ class Roofline:
         chosen = constants or load_constants(gpu, quantization=quantization, kernel=kernel, profile=profile)
         self.constants = chosen
         self._gpu, self._kernel, self._profile = chosen.gpu, chosen.kernel, chosen.profile
+        if tensor_parallel > 1 and not chosen.gpu.all_reduce:
+            raise ConfigError(
+                f"tensor_parallel={tensor_parallel} on a GPU whose file has no all_reduce table. "
+                "Add all_reduce.2, .4 and .8 to the GPU file, or set tensor_parallel=1."
+            )
         self._shape = architecture
         self._tensor_parallel = tensor_parallel
         self._is_eager = is_eager
@@ -183,6 +188,8 @@ class Roofline:
         # Without tensor cores for float32, TF32 runs at half the bf16 rate.
         self._peak_flops = chosen.gpu.peak_flops * (2 / self._value_bytes)
         self._layer_weights = count_layer_weights(architecture, tensor_parallel)
+        peaks = {"value": self._peak_flops, "fp8": chosen.gpu.peak_fp8_flops, "int8": chosen.gpu.peak_int8_flops}
+        self._product_flops = peaks[chosen.kernel.units] * chosen.gpu.compute_share * chosen.kernel.compute_share_factor
         kv_bytes = self._value_bytes if kv_element_bytes is None else kv_element_bytes
         require_range("kv_element_bytes", kv_bytes, 0.5, 8)
         heads = count_kv_heads(architecture, tensor_parallel)
@@ -215,7 +222,7 @@ class Roofline:
         batch = Batch(num_decode_seqs=num_seqs, num_logit_rows=num_seqs)
         profile = self._profile
         gpu = DecodeLine(self._gpu_s(batch), self._kv_read_s())
-        host = DecodeLine(self._host_s(batch), profile.block_s / BLOCK_TOKENS)
+        host = DecodeLine(self._host_s(batch), profile.host_factor * profile.block_s / BLOCK_TOKENS)
         if profile.overlaps:
             return DecodeLines(
                 num_seqs,
@@ -242,12 +249,7 @@ class Roofline:
             compute_s = flops / (self._peak_flops * gpu.compute_share)
             return widened_s + hypot(read_s, compute_s) + 2 * _KERNEL_LAUNCH_S
         read_s = weights * self._weight_bytes / (bandwidth * gpu.weight_share * kernel.weight_share_factor)
-        return hypot(read_s, flops / self._product_flops()) + _KERNEL_LAUNCH_S
-
-    def _product_flops(self) -> float:
-        gpu, kernel = self._gpu, self._kernel
-        peaks = {"value": self._peak_flops, "fp8": gpu.peak_fp8_flops, "int8": gpu.peak_int8_flops}
-        return peaks[kernel.units] * gpu.compute_share * kernel.compute_share_factor
+        return hypot(read_s, flops / self._product_flops) + _KERNEL_LAUNCH_S
 
     def _elementwise_s(self, num_tokens: int) -> float:
         """Activations that norms, rotations and the gate read and write, per layer."""
@@ -258,7 +260,8 @@ class Roofline:
 
     def _kv_read_s(self) -> float:
         """Seconds to read one token of context."""
-        return self._kv_token_bytes / (self._gpu.bandwidth_bytes_per_s * self._gpu.kv_share)
+        share = self._gpu.kv_share * self._profile.kv_share_factor
+        return self._kv_token_bytes / (self._gpu.bandwidth_bytes_per_s * share)
 
     def _attention_s(self, batch: Batch) -> float:
         shape = self._shape
@@ -278,18 +281,11 @@ class Roofline:
         if self._tensor_parallel == 1:
             return 0.0
         sizes = self._gpu.all_reduce
-        if not sizes:
-            raise ConfigError(
-                f"tensor_parallel={self._tensor_parallel} on a GPU whose file has no all_reduce table. "
-                "Add all_reduce.2, .4, .8 to the GPU file, or set tensor_parallel=1."
-            )
         measured = min((size for size in sizes if size >= self._tensor_parallel), default=max(sizes))
         message_bytes = batch.num_tokens * self._shape.hidden_size * self._value_bytes
-        link = sizes[measured][message_bytes > _LARGE_MESSAGE_BYTES]
         eager = self._is_eager or batch.num_prefill_tokens > 0 or batch.num_decode_seqs > self._profile.graph_max_seqs
-        latency_s = max(link.latency_s, self._gpu.eager_all_reduce_s) if eager else link.latency_s
-        one_s = self._gpu.all_reduce_factor * (latency_s + message_bytes / link.bytes_per_s)
-        return 2 * self._shape.num_layers * one_s
+        one_s = sizes[measured].time_s(message_bytes, self._gpu.eager_all_reduce_s if eager else 0.0)
+        return 2 * self._shape.num_layers * self._gpu.all_reduce_factor * one_s
 
     def _host_s(self, batch: Batch) -> float:
         profile = self._profile
@@ -297,11 +293,11 @@ class Roofline:
         parallel_s = profile.tensor_parallel_s if self._tensor_parallel > 1 else 0.0
         blocks_s = profile.block_s * batch.decode_context_tokens / BLOCK_TOKENS
         per_seq_s = profile.seq_s * batch.num_seqs + profile.prompt_s * batch.num_prefill_seqs
-        return profile.step_s + parallel_s + launch_s + blocks_s + per_seq_s
+        return profile.host_factor * (profile.step_s + parallel_s + launch_s + blocks_s + per_seq_s)
 
 
 def check_shape(shape: ArchitectureConfig, tensor_parallel: int) -> None:
-    """Raise ConfigError unless the shape is complete and its heads divide over the GPUs; the message says what to do."""
+    """Raise ConfigError, saying what to do, unless the shape is complete and its heads divide over the GPUs."""
     for name in ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_kv_heads", "vocab_size"):
         value = getattr(shape, name)
         if not isinstance(value, int) or not isfinite(value):

@@ -1,4 +1,4 @@
-"""One published measurement repeated on a step time: what a load would have measured. Pure, in closed form or by events.
+"""One published measurement repeated on a step time: what its load would have measured, in closed form or by events.
 
 Small on purpose: it serves the validation of step times, with the rules of old engines too (prompts before decodes),
 which the simulation of a run has no use for. Every sequence reserves its whole length in the KV cache; nothing is
@@ -81,9 +81,7 @@ def run_requests(
     tpots = [
         (last - first) / max(output - 1, 1) for (_, first, last), (_, output) in zip(replay.times, lengths, strict=True)
     ]
-    return Outcome(
-        engine.request_s + median(ttfts), median(tpots), sum(output for _, output in lengths) / replay.now_s
-    )
+    return Outcome(engine.request_s + median(ttfts), median(tpots), sum(output for _, output in lengths) / replay.now_s)
 
 
 def draw_chat_lengths(count: int, rng: Random) -> list[tuple[int, int]]:
@@ -243,10 +241,13 @@ class _Replay:
         """Decode until a sequence ends or a request arrives."""
         lines = self._engine.step_time.decode_lines(self._num_decodes)
         steps = self._finishes[0][0] - self._step
+        lasts_s = lines.run_s(self._context, steps)
         if self._arrivals_s is not None and self._next < len(self._lengths):
             until_s = self._arrivals_s[self._next] - self.now_s
-            steps = min(steps, lines.count_steps(self._context, until_s) + 1)
-        self.now_s += lines.run_s(self._context, steps)
+            if lasts_s > until_s:
+                steps = min(steps, lines.count_steps(self._context, until_s) + 1)
+                lasts_s = lines.run_s(self._context, steps)
+        self.now_s += lasts_s
         self._step += steps
         self._context += steps * self._num_decodes
         self._finish()

@@ -1,7 +1,7 @@
 """How far the step times are from published measurements: errors per slice, and how many lie in the intervals.
 
-A slice is one engine profile, GPU, kernel and kind of number. Recorded errors and the test that compares with them lie in
-tests/; `python -m tests.bench.twin` prints the tables.
+A slice is one engine profile, GPU, kernel and kind of number. Recorded errors and the test that compares with them lie
+in tests/; `python -m tests.bench.twin` prints the tables.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from math import exp, isfinite, log
 from random import Random
 from statistics import fmean, median
+from typing import Any
 
 from erhpc.config import ArchitectureConfig, ExpertConfig
 from erhpc.errors import InputError, PlacementError
@@ -106,7 +107,9 @@ def explain_left_out(fact: Fact) -> str:
     if fact.load in ("static", "maximum"):
         fitting = capacity // (fact.input_tokens + fact.output_tokens)
         if fitting < min(fact.level or STARVED_SEQS, STARVED_SEQS):
-            return "the KV cache holds fewer sequences than the load has: its size decides, which the source doesn't give"
+            return (
+                "the KV cache holds fewer sequences than the load has: its size decides, which the source doesn't give"
+            )
     if fact.measure == "ttft_ms" and fact.load == "rate":
         engine = _engine(fact, roofline)
         capacity_tok_s = run_at_maximum(engine, fact.input_tokens, fact.output_tokens).out_tok_s
@@ -120,15 +123,17 @@ def read_shape(model: str) -> ArchitectureConfig:
     """The shape of a model of the table. Raises InputError if it is not known."""
     shapes = tomllib.loads((DATA / "models.toml").read_text(encoding="utf-8"))
     if model not in shapes:
-        raise InputError(f"model {model!r} has no shape. Allowed: {', '.join(shapes)}; add it to {DATA / 'models.toml'}.")
+        raise InputError(
+            f"model {model!r} has no shape. Allowed: {', '.join(shapes)}; add it to {DATA / 'models.toml'}."
+        )
     return ArchitectureConfig(**shapes[model])
 
 
 def _constant_sets(fact: Fact, draws: int) -> list[Constants]:
     """The values themselves, then `draws` sets from their ranges, the same for every fact of a machine and engine."""
-    chosen = {"quantization": None, "kernel": fact.kernel, "profile": fact.profile}
+    chosen: dict[str, Any] = {"quantization": None, "kernel": fact.kernel, "profile": fact.profile}
     rng = Random(f"{_SEED} {fact.gpu} {fact.kernel} {fact.profile}")
-    return [load_constants(fact.gpu, **chosen), *(draw_constants(rng, fact.gpu, **chosen) for _ in range(draws))]
+    return [load_constants(fact.gpu, **chosen), *(draw_constants(rng, draws, fact.gpu, **chosen) if draws else [])]
 
 
 def _build(fact: Fact, constants: Constants | None) -> Roofline:
@@ -206,11 +211,9 @@ def _compare(fact: Fact, outcomes: Sequence[Outcome]) -> Comparison:
     predicted, *drawn = [_read_measure(fact, outcome) for outcome in outcomes]
     if len(drawn) < 2:
         return Comparison(fact, predicted, predicted, predicted)
-    logs = [log(value / predicted) for value in drawn]
-    centre = fmean(logs)
-    deviation = (sum((value - centre) ** 2 for value in logs) / (len(logs) - 1)) ** 0.5
-    reach = NORMAL_95 * deviation
-    return Comparison(fact, predicted, predicted * exp(centre - reach), predicted * exp(centre + reach))
+    deviation = fmean(log(value / predicted) ** 2 for value in drawn) ** 0.5
+    reach = exp(NORMAL_95 * deviation)
+    return Comparison(fact, predicted, predicted / reach, predicted * reach)
 
 
 def _summarise(name: tuple[str, ...], comparisons: Sequence[Comparison]) -> SliceError:

@@ -1,9 +1,9 @@
 """How far predicted step times are from published measurements: a table per slice.
 
-    python -m tests.bench.twin                        the shipped table of facts
-    python -m tests.bench.twin --rows FILE            collected rows in the form of measured_serving.csv
-    python -m tests.bench.twin --rows FILE --write    the same, and make them the shipped table
-    python -m tests.bench.twin --record               take today's errors as those that must not get worse
+python -m tests.bench.twin                        the shipped table of facts
+python -m tests.bench.twin --rows FILE            collected rows in the form of measured_serving.csv
+python -m tests.bench.twin --rows FILE --write    the same, and make them the shipped table
+python -m tests.bench.twin --record               take today's errors as those that must not get worse
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from erhpc.twin.validation import Comparison, SliceError, compare_facts, explain
 from tests.bench.twin.published import interpret_rows
 from tests.bench.twin.recorded import write_errors
 
-DRAWS = 40
+DRAWS = 12
 
 
 def is_vllm_16_bit(fact: Fact) -> bool:
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the facts of --rows to the shipped table")
     parser.add_argument("--record", action="store_true", help="record the errors of the shipped table")
     parser.add_argument("--each", action="store_true", help="print every fact, too")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="sets of constants behind each interval")
     options = parser.parse_args()
     refused: Counter[str] = Counter()
     if options.rows is None:
@@ -63,7 +64,7 @@ def main() -> None:
         facts = [replace(fact, left_out=explain_left_out(fact)) for fact in found]
     if options.write:
         write_facts(MEASURED_FILE, facts)
-    comparisons = compare_facts(facts, draws=DRAWS)
+    comparisons = compare_facts(facts, draws=options.draws)
     if options.each:
         for c in comparisons:
             f = c.fact

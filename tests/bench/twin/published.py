@@ -24,9 +24,10 @@ GPUS = {
     "H200-141GB": "h200_141",
     "NVIDIA H200": "h200_141",
 }
-# compressed-tensors' w4a16 is served with quantization=gptq, the kernel before Marlin (AccelMark's suite C).
+# AccelMark's suite C hands quantization=gptq (the kernel before Marlin) to the offline engine only; the online one is
+# left to choose and takes Marlin.
 KERNELS = {
-    "fp16": "plain", "bf16": "plain", "fp8": "fp8", "w8a8": "int8", "w8a16": "int8_weights", "w4a16": "gptq_legacy",
+    "fp16": "plain", "bf16": "plain", "fp8": "fp8", "w8a8": "int8", "w8a16": "int8_weights", "w4a16": "marlin",
 }  # fmt: skip
 ACCELMARK_REQUESTS = 300
 """online_request_count of suites A and C; suite B's at that time is not known and taken as the same."""
@@ -51,7 +52,9 @@ def interpret_row(row: dict[str, str]) -> list[Fact]:
     if not measures:
         raise ValueError("no measured number")
     if row["gpu"] not in GPUS:
-        raise ValueError(f"no constants for {row['gpu']}: a GPU file with its bandwidth, power limit and links is missing")
+        raise ValueError(
+            f"no constants for {row['gpu']}: a GPU file with its bandwidth, power limit and links is missing"
+        )
     if row["dtype"] not in KERNELS:
         raise ValueError(f"no kernel for {row['dtype']}")
     common: dict[str, Any] = {
@@ -113,11 +116,9 @@ def _accelmark(row: dict[str, str]) -> dict[str, Any]:
     # In-process default of V1: 128 sequences, 2,048 tokens. V0: 256 sequences, prompts up to max_model_len = 4,096.
     online = (256, 4096) if is_v0 else (128, 2048)
     seqs, tokens = (512, 4096 if is_v0 else 8192) if is_offline else online
-    if is_v0:
-        profile = "vllm-v0" if is_offline else "vllm-v0-online"
-    else:
-        profile = "vllm-v1-async"
-    return {
+    profile = ("vllm-v0" if is_offline else "vllm-v0-online") if is_v0 else "vllm-v1-async"
+    kernel = {"kernel": "gptq_legacy"} if is_offline and row["dtype"] == "w4a16" else {}
+    return kernel | {
         "kv_element_bytes": 2.0, "profile": profile, "load": load, "level": level,
         "num_requests": ACCELMARK_REQUESTS if load == "rate" else 0,
         "input_tokens": 256, "output_tokens": 347, "max_num_seqs": seqs, "max_num_batched_tokens": tokens,
