@@ -1,12 +1,13 @@
 # make demo: environment and quickstart | make test: everything | make check: format, lint, types, unit tests
 # make bench-load: how right the load generator is beside its peers (BENCH_ARGS="--clients erhpc --users 1,1000")
+# make bench-twin: how far predicted step times are from published measurements
 # make bench-gateway: what the gateway costs beside nginx and other routers (BENCH_ARGS="--gateways fast,nginx")
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 
-.PHONY: demo test check fix lock vllm-env bench-load bench-gateway clean
+.PHONY: demo test check fix lock vllm-env bench-load bench-gateway bench-twin clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m erhpc.launch +experiment=quickstart
@@ -29,6 +30,9 @@ bench-load: $(VENV)/.dev
 
 bench-gateway: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.gateway $(BENCH_ARGS)
+
+bench-twin: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.twin $(BENCH_ARGS)
 
 vllm-env:
 	bash .ci/vllm_env.sh

@@ -105,7 +105,8 @@ def fit_memory(name: str, expert: ExpertConfig, gpu: Gpu | None) -> MemoryFit:
     """Work out what fits on each GPU of a replica; `gpu` None means the CPU.
 
     Raises:
-        PlacementError: the weights, or the KV cache of one sequence of max_model_len tokens, do not fit.
+        PlacementError: the weights, or the KV cache of one sequence of max_model_len tokens, do not fit; a number in
+            expert.kv_capacity_tokens is believed.
     """
     check_tensor_parallel(name, expert)
     weights = compute_weights_bytes(expert) // expert.tensor_parallel
@@ -113,6 +114,8 @@ def fit_memory(name: str, expert: ExpertConfig, gpu: Gpu | None) -> MemoryFit:
     usable = CPU_KV_BYTES + weights if gpu is None else int(gpu.memory_bytes * expert.gpu_memory_utilization)
     reserved = 0 if gpu is None else ACTIVATION_BYTES
     capacity = ((usable - weights - reserved) // (per_token * BLOCK_TOKENS) - NULL_BLOCKS) * BLOCK_TOKENS
+    if expert.kv_capacity_tokens is not None:
+        capacity = expert.kv_capacity_tokens
     fit = MemoryFit(
         weights_bytes_per_gpu=weights,
         usable_bytes_per_gpu=usable,

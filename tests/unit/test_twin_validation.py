@@ -12,7 +12,7 @@ import pytest
 from erhpc.errors import InputError
 from erhpc.twin.measured import read_facts, write_facts
 from erhpc.twin.validation import compare_facts, explain_left_out, read_shape, summarise
-from tests.bench.twin.__main__ import is_vllm_16_bit
+from tests.bench.twin.__main__ import is_vllm_16_bit, main
 from tests.bench.twin.published import interpret_row
 from tests.bench.twin.recorded import read_errors
 
@@ -115,6 +115,15 @@ def test_a_collected_row_becomes_one_fact_per_number():
 def test_a_row_that_is_not_understood_is_refused_with_the_reason(change, reason):
     with pytest.raises(ValueError, match=reason):
         interpret_row(ROW | change)
+
+
+def test_the_bench_prints_every_slice_and_what_is_left_out(capsys):
+    main(["--draws", "0", "--each"])
+
+    printed = capsys.readouterr().out
+    assert all(name in printed for slice_name in read_errors() for name in slice_name)
+    assert "numbers not compared" in printed
+    assert "Left out, for the record" in printed
 
 
 def test_a_load_that_the_kv_cache_cannot_hold_is_left_out():

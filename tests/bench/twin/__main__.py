@@ -48,14 +48,14 @@ def print_left_out(facts: Sequence[Fact], refused: Counter[str]) -> None:
         print(f"  {count:4}  {reason}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, help="collected rows instead of the shipped table")
     parser.add_argument("--write", action="store_true", help="write the facts of --rows to the shipped table")
     parser.add_argument("--record", action="store_true", help="record the errors of the shipped table")
     parser.add_argument("--each", action="store_true", help="print every fact, too")
     parser.add_argument("--draws", type=int, default=DRAWS, help="sets of constants behind each interval")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     refused: Counter[str] = Counter()
     if options.rows is None:
         facts = read_facts()
@@ -76,6 +76,10 @@ def main() -> None:
     print_table("All", comparisons, family)
     print_table("", comparisons, lambda _: ("all",))
     print_left_out(facts, refused)
+    left_out = [replace(fact, left_out="") for fact in facts if fact.left_out]
+    print_table(
+        "Left out, for the record", compare_facts(left_out), lambda fact: (fact.profile, fact.load, fact.measure)
+    )
     if options.record:
         write_errors(summarise(comparisons))
 
