@@ -123,11 +123,18 @@ _KINDS: dict[type, dict[str, Any]] = {kind: get_type_hints(kind) for kind in (Ke
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """Everything the step time needs beside the model's shape."""
+    """Everything the step time needs beside the model's shape. Raises ConfigError for a number that is none."""
 
     gpu: GpuTiming
     kernel: Kernel
     profile: EngineProfile
+
+    def __post_init__(self) -> None:
+        for part in (self.gpu, self.kernel, self.profile):
+            for key in fields(part):
+                value = getattr(part, key.name)
+                if isinstance(value, float) and not 0 <= value < float("inf"):
+                    raise ConfigError(f"{type(part).__name__}.{key.name}={value} must be finite and at least 0.")
 
 
 def central(evidence: Evidence) -> float:

@@ -102,11 +102,13 @@ class DecodeLines:
     host: DecodeLine
 
     def step_s(self, context_tokens: float) -> float:
-        """Seconds of one step."""
+        """Seconds of one step. Raises ValueError unless the context is finite and at least 0."""
+        self._check(context_tokens)
         return max(self.gpu.at_s(context_tokens), self.host.at_s(context_tokens))
 
     def run_s(self, context_tokens: float, num_steps: int) -> float:
-        """Seconds of `num_steps` steps, the first of which attends to `context_tokens`."""
+        """Seconds of `num_steps` steps, the first of which attends to `context_tokens`; ValueError as above."""
+        self._check(context_tokens)
         if num_steps <= 0:
             return 0.0
         if self.gpu is self.host:
@@ -120,6 +122,9 @@ class DecodeLines:
 
     def count_steps(self, context_tokens: float, within_s: float) -> int:
         """How many whole steps end within `within_s`; the inverse of `run_s`."""
+        self._check(context_tokens)
+        if not within_s < _INFINITY:
+            raise ValueError(f"no number of steps ends within {within_s} s")
         if within_s <= 0:
             return 0
         low, high = 0, int(within_s / self.step_s(context_tokens)) + 1  # steps never get shorter
@@ -130,6 +135,10 @@ class DecodeLines:
             else:
                 high = middle - 1
         return low
+
+    def _check(self, context_tokens: float) -> None:
+        if not 0 <= context_tokens < _INFINITY:
+            raise ValueError(f"context_tokens={context_tokens} must be finite and at least 0")
 
     def _order(self, context_tokens: float, num_steps: int) -> tuple[DecodeLine, int]:
         """The line that bounds the first step, and for how many steps it does."""

@@ -15,6 +15,7 @@ from math import floor
 from random import Random
 from statistics import median
 
+from erhpc.errors import ConfigError, require_range
 from erhpc.twin.step_time import Batch, Roofline
 
 STARVED_SEQS = 32
@@ -43,7 +44,11 @@ class Outcome:
 
 
 def run_static_batch(engine: Engine, num_seqs: int, input_tokens: int, output_tokens: int) -> Outcome:
-    """All sequences start together and are equally long; what does not fit the KV cache comes as a next wave."""
+    """All sequences start together and are equally long; what does not fit the KV cache comes as a next wave.
+
+    Raises ConfigError for counts below 1.
+    """
+    _require_counts(num_seqs=num_seqs, input_tokens=input_tokens, output_tokens=output_tokens)
     fitting = max(1, min(num_seqs, engine.kv_capacity_tokens // (input_tokens + output_tokens)))
     per_step = max(1, min(fitting, engine.max_num_batched_tokens // input_tokens))
     prefill_s = sum(
@@ -58,7 +63,11 @@ def run_static_batch(engine: Engine, num_seqs: int, input_tokens: int, output_to
 
 
 def run_at_maximum(engine: Engine, input_tokens: int, output_tokens: int) -> Outcome:
-    """More requests than fit wait at all times: a steady state of as many sequences as KV cache and engine hold."""
+    """More requests than fit wait at all times: a steady state of as many sequences as KV cache and engine hold.
+
+    Raises ConfigError for counts below 1.
+    """
+    _require_counts(input_tokens=input_tokens, output_tokens=output_tokens)
     num_seqs = min(engine.max_num_seqs, engine.kv_capacity_tokens // (input_tokens + output_tokens))
     num_seqs = max(1, num_seqs)
     context = num_seqs * (input_tokens + output_tokens // 2)
@@ -74,7 +83,13 @@ def run_at_maximum(engine: Engine, input_tokens: int, output_tokens: int) -> Out
 def run_requests(
     engine: Engine, lengths: Sequence[tuple[int, int]], *, arrivals_s: Sequence[float] | None = None, users: int = 1
 ) -> Outcome:
-    """Requests of (input, output) tokens at given arrival times, or back to back from a number of users."""
+    """Requests of (input, output) tokens at given arrival times, or back to back from a number of users.
+
+    Raises ConfigError for no requests, counts below 1, or arrivals that are not one per request and in order.
+    """
+    _require_counts(users=users, num_requests=len(lengths), tokens=min(map(min, lengths), default=0))
+    if arrivals_s is not None and not (len(arrivals_s) == len(lengths) and list(arrivals_s) == sorted(arrivals_s)):
+        raise ConfigError(f"{len(arrivals_s)} arrivals for {len(lengths)} requests: give one per request, in order.")
     replay = _Replay(engine, lengths, arrivals_s, users)
     replay.run()
     ttfts = [first - arrival for arrival, first, _ in replay.times]
@@ -92,13 +107,19 @@ def draw_chat_lengths(count: int, rng: Random) -> list[tuple[int, int]]:
 
 
 def draw_arrivals_s(count: int, rate_per_s: float, rng: Random) -> list[float]:
-    """Arrival times of a Poisson process."""
+    """Arrival times of a Poisson process. Raises ConfigError for a rate that is not above 0."""
+    require_range("rate_per_s", rate_per_s, 1e-9, 1e9)
     arrivals: list[float] = []
     now_s = 0.0
     for _ in range(count):
         now_s += rng.expovariate(rate_per_s)
         arrivals.append(now_s)
     return arrivals
+
+
+def _require_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        require_range(name, count, 1)
 
 
 def _prefill_batch(num_prompts: int, input_tokens: int, num_decode_seqs: int = 0, context: int = 0) -> Batch:

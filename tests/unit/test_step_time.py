@@ -204,6 +204,24 @@ def test_impossible_counts_are_no_batch(change):
         Batch(**change)
 
 
+@pytest.mark.parametrize("context_tokens", [nan, -1.0, float("inf")])
+def test_no_closed_form_answers_for_an_impossible_context(context_tokens):
+    lines = roofline().decode_lines(4)
+
+    for ask in (lines.step_s, lambda context: lines.run_s(context, 3), lambda context: lines.count_steps(context, 1.0)):
+        with pytest.raises(ValueError, match="context_tokens"):
+            ask(context_tokens)
+    with pytest.raises(ValueError, match="within nan s"):
+        lines.count_steps(100, nan)
+
+
+def test_constants_that_are_no_numbers_are_refused():
+    shipped = load_constants("a100_80", quantization=None)
+
+    with pytest.raises(ConfigError, match=r"EngineProfile\.step_s=nan"):
+        replace(shipped, profile=replace(shipped.profile, step_s=nan))
+
+
 def test_a_gpu_whose_file_has_no_links_serves_one_gpu_only():
     shipped = load_constants("a100_80", quantization=None)
     lonely = replace(shipped, gpu=replace(shipped.gpu, all_reduce={}))

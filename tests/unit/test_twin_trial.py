@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from erhpc.errors import ConfigError
 from erhpc.twin.step_time import Batch, Roofline
 from erhpc.twin.trial import (
     Engine,
@@ -107,3 +108,20 @@ def test_lengths_and_arrivals_have_the_stated_means():
     assert sum(inputs for inputs, _ in lengths) / 20_000 == pytest.approx(256, rel=0.02)
     assert sum(outputs for _, outputs in lengths) / 20_000 == pytest.approx(347, rel=0.02)
     assert draw_arrivals_s(20_000, 5.0, rng)[-1] == pytest.approx(4000, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda trial: run_static_batch(trial, 0, 256, 128),
+        lambda trial: run_at_maximum(trial, 256, 0),
+        lambda trial: run_requests(trial, []),
+        lambda trial: run_requests(trial, [(256, 0)]),
+        lambda trial: run_requests(trial, [(256, 9)] * 2, arrivals_s=[0.0]),
+        lambda trial: run_requests(trial, [(256, 9)] * 2, arrivals_s=[1.0, 0.0]),
+        lambda trial: draw_arrivals_s(3, float("nan"), Random(1)),
+    ],
+)
+def test_a_load_without_requests_tokens_or_order_is_an_error_that_says_so(run):
+    with pytest.raises(ConfigError, match=r"Allowed: |one per request"):
+        run(engine())

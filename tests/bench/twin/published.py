@@ -113,7 +113,8 @@ def _accelmark(row: dict[str, str]) -> dict[str, Any]:
         load, level = "rate", float(concurrency[4:])
     else:
         load, level = ("serial" if concurrency == "1" else "closed"), float(concurrency)
-    # In-process default of V1: 128 sequences, 2,048 tokens. V0: 256 sequences, prompts up to max_model_len = 4,096.
+    # Defaults inside a process: V1 128 sequences (SchedulerConfig.DEFAULT_MAX_NUM_SEQS) and 2,048 tokens; V0 256
+    # sequences and prompts up to max_model_len = 4,096.
     online = (256, 4096) if is_v0 else (128, 2048)
     seqs, tokens = (512, 4096 if is_v0 else 8192) if is_offline else online
     profile = ("vllm-v0" if is_offline else "vllm-v0-online") if is_v0 else "vllm-v1-async"
