@@ -204,6 +204,7 @@ class Roofline:
         heads = count_kv_heads(architecture, tensor_parallel)
         self._kv_token_bytes = 2 * architecture.num_layers * heads * read_head_dim(architecture) * kv_bytes
         self._lines: dict[int, DecodeLines] = {}
+        self._layers: dict[int, float] = {}
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -242,11 +243,14 @@ class Roofline:
         return DecodeLines(num_seqs, both, both)
 
     def _gpu_s(self, batch: Batch) -> float:
-        return self._layers_s(batch) + self._attention_s(batch) + self._head_s(batch) + self._all_reduce_s(batch)
+        layers_s = self._layers.get(batch.num_tokens)
+        if layers_s is None:
+            layers_s = self._layers[batch.num_tokens] = self._layers_s(batch.num_tokens)
+        return layers_s + self._attention_s(batch) + self._head_s(batch) + self._all_reduce_s(batch)
 
-    def _layers_s(self, batch: Batch) -> float:
-        products_s = sum(self._product_s(weights, batch.num_tokens) for weights in self._layer_weights)
-        return self._shape.num_layers * (products_s + self._gpu.layer_s + self._elementwise_s(batch.num_tokens))
+    def _layers_s(self, num_tokens: int) -> float:
+        products_s = sum(self._product_s(weights, num_tokens) for weights in self._layer_weights)
+        return self._shape.num_layers * (products_s + self._gpu.layer_s + self._elementwise_s(num_tokens))
 
     def _product_s(self, weights: float, num_tokens: int) -> float:
         gpu, kernel = self._gpu, self._kernel
