@@ -111,7 +111,6 @@ class EngineProfile:
     tensor_parallel_s: float
     seq_s: float
     block_s: float
-    prompt_s: float
     gap_s: float
     request_s: float
     kv_share_factor: float

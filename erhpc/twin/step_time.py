@@ -305,8 +305,8 @@ class Roofline:
         launch_s = self._kernel.eager_layer_s * self._shape.num_layers if self._is_eager else 0.0
         parallel_s = profile.tensor_parallel_s if self._tensor_parallel > 1 else 0.0
         blocks_s = profile.block_s * batch.decode_context_tokens / BLOCK_TOKENS
-        per_seq_s = profile.seq_s * batch.num_seqs + profile.prompt_s * batch.num_prefill_seqs
-        return profile.host_factor * (profile.step_s + parallel_s + launch_s + blocks_s + per_seq_s)
+        seqs_s = profile.seq_s * batch.num_seqs
+        return profile.host_factor * (profile.step_s + parallel_s + launch_s + blocks_s + seqs_s)
 
 
 def check_shape(shape: ArchitectureConfig, tensor_parallel: int) -> None:
