@@ -109,7 +109,7 @@ def test_a_collected_row_becomes_one_fact_per_number():
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"gpu": "A100-PCIE-80GB"}, "a GPU file"), ({"dtype": "nf4"}, "no kernel"), ({"model": "Gemma-2"}, "no shape"),
+    [({"gpu": "L40S"}, "a GPU file"), ({"dtype": "nf4"}, "no kernel"), ({"model": "Gemma-2"}, "no shape"),
      ({"engine": "SGLang"}, "engine or load not understood"), ({"out_tok_s": ""}, "no measured number")],
 )  # fmt: skip
 def test_a_row_that_is_not_understood_is_refused_with_the_reason(change, reason):

@@ -19,6 +19,7 @@ GPUS = {
     "A100-SXM4-40GB": "a100_40",
     "NVIDIA A100-SXM4-80GB": "a100_80",
     "A100-SXM4-80GB": "a100_80",
+    "A100-PCIE-80GB": "a100_80_pcie",
     "NVIDIA H100 80GB HBM3": "h100_80",
     "H100-80GB": "h100_80",
     "H200-141GB": "h200_141",
@@ -52,9 +53,7 @@ def interpret_row(row: dict[str, str]) -> list[Fact]:
     if not measures:
         raise ValueError("no measured number")
     if row["gpu"] not in GPUS:
-        raise ValueError(
-            f"no constants for {row['gpu']}: a GPU file with its bandwidth, power limit and links is missing"
-        )
+        raise ValueError(f"no constants for {row['gpu']}: a GPU file is missing")
     if row["dtype"] not in KERNELS:
         raise ValueError(f"no kernel for {row['dtype']}")
     common: dict[str, Any] = {
