@@ -65,7 +65,8 @@ def find_gpu(name: str) -> Gpu:
     if name in GPUS:
         return GPUS[name]
     if name.endswith(".toml"):
-        return read_gpu(name, Path(name))
+        path = Path(name).expanduser().absolute()  # replicas may start in another folder
+        return read_gpu(str(path), path)
     raise ConfigError(
         f"cluster.gpu={name!r} is not known. Allowed: {', '.join(GPUS)}, or the path of a GPU file like those in "
         f"{GPU_FILES}, ending in .toml."
