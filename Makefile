@@ -1,5 +1,6 @@
 # make demo: environment and quickstart | make test: everything | make check: format, lint, types, unit tests
 # make bench-load: how right the load generator is beside its peers (BENCH_ARGS="--clients erhpc --users 1,1000")
+# make bench-twin: how far predicted step times are from published measurements
 # make bench-gateway: what the gateway costs beside nginx and other routers (BENCH_ARGS="--gateways fast,nginx")
 # make fuzz: 100,000 random requests to each relay of the gateway (ERHPC_FUZZ_SEED=1 for others)
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 
-.PHONY: demo test check fix lock vllm-env bench-load bench-gateway fuzz clean
+.PHONY: demo test check fix lock vllm-env bench-load bench-gateway bench-twin fuzz clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m erhpc.launch +experiment=quickstart
@@ -33,6 +34,9 @@ bench-gateway: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	ERHPC_FUZZ_REQUESTS=100000 $(BIN)/python -m pytest -q -s tests/integration/test_gateway_fuzz.py
+
+bench-twin: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.twin $(BENCH_ARGS)
 
 vllm-env:
 	bash .ci/vllm_env.sh

@@ -32,7 +32,8 @@ class ClusterConfig:
     kind: str = "auto"
     """auto: Slurm where `sbatch` answers, else local; local; slurm."""
     gpu: str = "a100_80"
-    """GPU type of the nodes (a name of erhpc.plan.gpus): memory for the fit, timing for emulation."""
+    """GPU type of the nodes: a name of erhpc/plan/data/gpus, or the path of such a file (ending in .toml) for another
+    card. Memory for the fit, timing for emulation."""
     gpus_per_node: int = 8
     cpus_per_node: int | None = None
     """CPUs per node to ask Slurm for; None: 4 per planned GPU or process, whichever is more."""

@@ -67,6 +67,9 @@ class ExpertConfig:
     max_num_batched_tokens: int = 2048
     """Token budget of one step (chunked prefill)."""
     gpu_memory_utilization: float = 0.9
+    kv_capacity_tokens: int | None = None
+    """Tokens of KV cache per replica, as vLLM prints at its start; None: worked out from the GPU's memory. It changes
+    what a plan assumes and an emulated expert does, not vLLM."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Extra flags of the engine, e.g. {stream-interval: 4}; true adds a bare flag, false and null add none."""
 
@@ -81,6 +84,8 @@ class ExpertConfig:
         require_range(f"{path}.max_model_len", self.max_model_len, 16)
         require_range(f"{path}.max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
         require_range(f"{path}.gpu_memory_utilization", self.gpu_memory_utilization, 0.05, 0.99)
+        if self.kv_capacity_tokens is not None:
+            require_range(f"{path}.kv_capacity_tokens", self.kv_capacity_tokens, self.max_model_len)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from erhpc.config import AUTO_MODEL, ExperimentConfig
+from erhpc.plan.gpus import find_gpu
 from erhpc.plan.memory import CPU_KV_BYTES
 from erhpc.plan.passes import REPLICA_VARIABLE
 from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
@@ -46,7 +47,7 @@ def command_emulated_expert(
         dtype=expert.dtype,
         quantization=expert.quantization,
         tensor_parallel=expert.tensor_parallel,
-        gpu=experiment.cluster.gpu,
+        gpu=find_gpu(experiment.cluster.gpu).name,
         kv_capacity_tokens=replica.memory.kv_capacity_tokens,
         max_model_len=expert.max_model_len,
         max_num_seqs=expert.max_num_seqs,

@@ -28,7 +28,7 @@ CPU_KV_BYTES = GIB
 
 DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0}
 # 4-bit weights plus a 16-bit scale and a 4-bit zero point per group of 128: 0.52 bytes; embeddings stay 16-bit.
-QUANTIZED_BYTES = {"awq": 0.52, "gptq": 0.52, "fp8": 1.0}
+QUANTIZED_BYTES = {"awq": 0.52, "gptq": 0.52, "fp8": 1.0, "int8": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +84,20 @@ def compute_kv_bytes_per_token(shape: ArchitectureConfig, tensor_parallel: int) 
     return 2 * shape.num_layers * heads * read_head_dim(shape) * KV_ELEMENT_BYTES
 
 
+def list_tensor_parallels(shape: ArchitectureConfig) -> list[int]:
+    """Numbers of GPUs over which the attention heads divide evenly, and the KV heads divide or are copied evenly."""
+    heads, kv_heads = shape.num_attention_heads, shape.num_kv_heads
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+
+
 def check_tensor_parallel(name: str, expert: ExpertConfig) -> None:
     """Raise PlacementError unless the expert's attention heads divide evenly over its GPUs."""
     parallel, shape = expert.tensor_parallel, expert.architecture
-    heads, kv_heads = shape.num_attention_heads, shape.num_kv_heads
-    if heads % parallel or (kv_heads % parallel and parallel % kv_heads):
-        allowed = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    allowed = list_tensor_parallels(shape)
+    if parallel not in allowed:
         raise PlacementError(
-            f"experts.{name}.tensor_parallel={parallel} does not divide its {heads} attention heads and "
-            f"{kv_heads} KV heads. Allowed: {', '.join(map(str, allowed))}."
+            f"experts.{name}.tensor_parallel={parallel} does not divide its {shape.num_attention_heads} attention "
+            f"heads and {shape.num_kv_heads} KV heads. Allowed: {', '.join(map(str, allowed))}."
         )
 
 
@@ -100,7 +105,8 @@ def fit_memory(name: str, expert: ExpertConfig, gpu: Gpu | None) -> MemoryFit:
     """Work out what fits on each GPU of a replica; `gpu` None means the CPU.
 
     Raises:
-        PlacementError: the weights, or the KV cache of one sequence of max_model_len tokens, do not fit.
+        PlacementError: the weights, or the KV cache of one sequence of max_model_len tokens, do not fit; a number in
+            expert.kv_capacity_tokens is believed.
     """
     check_tensor_parallel(name, expert)
     weights = compute_weights_bytes(expert) // expert.tensor_parallel
@@ -108,6 +114,8 @@ def fit_memory(name: str, expert: ExpertConfig, gpu: Gpu | None) -> MemoryFit:
     usable = CPU_KV_BYTES + weights if gpu is None else int(gpu.memory_bytes * expert.gpu_memory_utilization)
     reserved = 0 if gpu is None else ACTIVATION_BYTES
     capacity = ((usable - weights - reserved) // (per_token * BLOCK_TOKENS) - NULL_BLOCKS) * BLOCK_TOKENS
+    if expert.kv_capacity_tokens is not None:
+        capacity = expert.kv_capacity_tokens
     fit = MemoryFit(
         weights_bytes_per_gpu=weights,
         usable_bytes_per_gpu=usable,

@@ -1,24 +1,38 @@
 """How long one step of a serving engine takes: a roofline of the model's matrices, its KV cache and the host.
 
-It knows nothing of requests, queues or clocks: a step is a `Batch` of counts. The constants come from published
-kernel measurements (each group says which) and none was measured by this project; a calibrated model can take
-the place of `Roofline` behind `StepTime`.
+It knows nothing of requests, queues or clocks: a step is a `Batch` of counts. The constants are data with a source
+each (`erhpc.twin.hardware`) and none was measured by this project; `erhpc.twin.validation` says how well they predict
+published measurements.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot
+from math import hypot, isfinite
 from typing import Protocol
 
 from erhpc.config import ArchitectureConfig
-from erhpc.errors import require_choice
-from erhpc.plan.memory import DTYPE_BYTES, QUANTIZED_BYTES, count_kv_heads, count_layer_weights, read_head_dim
+from erhpc.errors import ConfigError, require_choice, require_range
+from erhpc.plan.memory import (
+    BLOCK_TOKENS,
+    DTYPE_BYTES,
+    QUANTIZED_BYTES,
+    count_kv_heads,
+    count_layer_weights,
+    list_tensor_parallels,
+    read_head_dim,
+)
+from erhpc.twin.hardware import DEFAULT_PROFILE, Constants, load_constants
+
+_KERNEL_LAUNCH_S = 4e-6
+"""Fixed time of one matrix product (Vidur's tables at one token)."""
+_ELEMENTWISE_BANDWIDTH_SHARE = 0.8
+_INFINITY = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step computes, as the sums that its duration depends on."""
+    """What one step computes, as the sums that its duration depends on. Raises ValueError for impossible counts."""
 
     num_decode_seqs: int = 0
     """Sequences that compute one token to get the next."""
@@ -31,6 +45,18 @@ class Batch:
     """Sum over chunks of q * (c + q / 2): query-key pairs of a chunk of q tokens after c computed ones."""
     num_logit_rows: int = 0
     """Sequences that get a token from this step."""
+
+    def __post_init__(self) -> None:
+        # Not-a-number fails every comparison, so it is caught here, too.
+        if not (
+            0 <= self.num_decode_seqs < _INFINITY
+            and 0 <= self.decode_context_tokens < _INFINITY
+            and 0 <= self.num_prefill_seqs < _INFINITY
+            and 0 <= self.num_prefill_tokens < _INFINITY
+            and 0 <= self.prefill_attention < _INFINITY
+            and 0 <= self.num_logit_rows < _INFINITY
+        ):
+            raise ValueError(f"{self} is no step: every count must be finite and at least 0")
 
     @property
     def num_tokens(self) -> int:
@@ -52,163 +78,213 @@ class StepTime(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class AllReduce:
-    """Time of one all-reduce over NVLink: latency_s + bytes / bytes_per_s."""
+class DecodeLine:
+    """A bound of the step time that is affine in the context: base_s + per_context_token_s * context tokens."""
 
-    latency_s: float
-    bytes_per_s: float
+    base_s: float
+    per_context_token_s: float
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuTiming:
-    """Speed of one GPU type: data-sheet peaks and the shares of them that real kernels reach."""
-
-    peak_flops: float
-    """Dense bf16/fp16 FLOP/s."""
-    peak_fp8_flops: float | None
-    """Dense fp8 FLOP/s; None: no fp8 units, fp8 weights are widened first and only save bytes."""
-    bandwidth_bytes_per_s: float
-    compute_share: float
-    """Of peak_flops, in large matrix products."""
-    weight_share: float
-    """Of the bandwidth, when weights are read."""
-    kv_share: float
-    """Of the bandwidth, when the KV cache is read."""
-    attention_share: float
-    """Of peak_flops, in the attention of a prefill."""
-    layer_s: float
-    """Floor of a layer's small kernels (attention, norms, activation) within a CUDA graph."""
-    all_reduce: dict[int, tuple[AllReduce, AllReduce]]
-    """Small and large messages by tensor-parallel size."""
-
-
-# Medians of the public all-reduce tables of ai-dynamo/aiconfigurator (vLLM 0.14): vLLM's own kernel, then NCCL.
-_A100_ALL_REDUCE = {
-    2: (AllReduce(5.0e-6, 104e9), AllReduce(46e-6, 96e9)),
-    4: (AllReduce(5.4e-6, 58e9), AllReduce(59e-6, 72e9)),
-    8: (AllReduce(6.5e-6, 54e9), AllReduce(60e-6, 61e9)),
-}
-_H100_ALL_REDUCE = {
-    2: (AllReduce(4.4e-6, 131e9), AllReduce(22e-6, 148e9)),
-    4: (AllReduce(4.7e-6, 83e9), AllReduce(30e-6, 114e9)),
-    8: (AllReduce(5.5e-6, 74e9), AllReduce(35e-6, 100e9)),
-}
-_LARGE_MESSAGE_BYTES = 2 * 1024 * 1024
-"""Above it vLLM leaves its own all-reduce kernel for NCCL."""
-
-# Peaks: NVIDIA data sheets (SXM cards). Shares and layer floors: kernel tables of microsoft/vidur (A100) and
-# ai-dynamo/aiconfigurator (H100, H200); compute_share set so that long published prefills come out right.
-GPU_TIMINGS: dict[str, GpuTiming] = {
-    "a100_40": GpuTiming(
-        peak_flops=312e12, peak_fp8_flops=None, bandwidth_bytes_per_s=1.555e12, compute_share=0.83,
-        weight_share=0.83, kv_share=0.75, attention_share=0.45, layer_s=21e-6, all_reduce=_A100_ALL_REDUCE,
-    ),
-    "a100_80": GpuTiming(
-        peak_flops=312e12, peak_fp8_flops=None, bandwidth_bytes_per_s=2.039e12, compute_share=0.83,
-        weight_share=0.795, kv_share=0.72, attention_share=0.45, layer_s=21e-6, all_reduce=_A100_ALL_REDUCE,
-    ),
-    "h100_80": GpuTiming(
-        peak_flops=989e12, peak_fp8_flops=1979e12, bandwidth_bytes_per_s=3.35e12, compute_share=0.67,
-        weight_share=0.895, kv_share=0.85, attention_share=0.35, layer_s=20e-6, all_reduce=_H100_ALL_REDUCE,
-    ),
-    "h200_141": GpuTiming(
-        peak_flops=989e12, peak_fp8_flops=1979e12, bandwidth_bytes_per_s=4.8e12, compute_share=0.67,
-        weight_share=0.86, kv_share=0.82, attention_share=0.35, layer_s=20e-6, all_reduce=_H100_ALL_REDUCE,
-    ),
-}  # fmt: skip
+    def at_s(self, context_tokens: float) -> float:
+        """Seconds at a sum of context tokens."""
+        return self.base_s + self.per_context_token_s * context_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class WeightFormat:
-    """What the way the matrices of the layers are stored does to speed."""
+class DecodeLines:
+    """Steps that only decode the same sequences: each takes the larger of two lines in the context tokens.
 
-    weight_share_factor: float = 1.0
-    compute_share_factor: float = 1.0
-    uses_fp8_units: bool = False
+    The context grows by `num_seqs` per step. Where GPU and host overlap, the lines may cross once (a kink); where they
+    do not, both lines are their sum. Closed forms serve a simulation that jumps from event to event.
+    """
 
+    num_seqs: int
+    gpu: DecodeLine
+    host: DecodeLine
 
-# 4-bit formats run in vLLM's Marlin kernel: factors from the comparisons in its pull requests and from AccelMark.
-# fp8: 0.55 of peak in published H100 runs.
-_WEIGHT_FORMATS = {
-    "awq": WeightFormat(0.80, 0.87),
-    "gptq": WeightFormat(0.80, 0.87),
-    "fp8": WeightFormat(uses_fp8_units=True),
-}
-_FP8_COMPUTE_SHARE = 0.55
-_KERNEL_LAUNCH_S = 4e-6
-"""Fixed time of one matrix product (Vidur's tables at one token)."""
-_ELEMENTWISE_BANDWIDTH_SHARE = 0.8
+    def step_s(self, context_tokens: float) -> float:
+        """Seconds of one step. Raises ValueError unless the context is finite and at least 0."""
+        self._check(context_tokens)
+        return max(self.gpu.at_s(context_tokens), self.host.at_s(context_tokens))
 
-# Host side of vLLM V1 with asynchronous scheduling: the host's work hides behind the GPU's. Set by hand on four
-# published A100 latencies (AccelMark).
-_HOST_STEP_S = 0.5e-3
-_HOST_TENSOR_PARALLEL_S = 0.3e-3
-_HOST_SEQ_S = 4e-6
-_HOST_GAP_S = 0.2e-3
+    def run_s(self, context_tokens: float, num_steps: int) -> float:
+        """Seconds of `num_steps` steps, the first of which attends to `context_tokens`; ValueError as above."""
+        self._check(context_tokens)
+        if num_steps <= 0:
+            return 0.0
+        if self.gpu is self.host:
+            return self._sum_s(self.gpu, context_tokens, num_steps)
+        first, switch = self._order(context_tokens, num_steps)
+        second = self.host if first is self.gpu else self.gpu
+        rest = num_steps - switch
+        return self._sum_s(first, context_tokens, switch) + self._sum_s(
+            second, context_tokens + switch * self.num_seqs, rest
+        )
+
+    def count_steps(self, context_tokens: float, within_s: float) -> int:
+        """How many whole steps end within `within_s`; the inverse of `run_s`."""
+        self._check(context_tokens)
+        if not within_s < _INFINITY:
+            raise ValueError(f"no number of steps ends within {within_s} s")
+        if within_s <= 0:
+            return 0
+        low, high = 0, int(within_s / self.step_s(context_tokens)) + 1  # steps never get shorter
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.run_s(context_tokens, middle) <= within_s:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _check(self, context_tokens: float) -> None:
+        if not 0 <= context_tokens < _INFINITY:
+            raise ValueError(f"context_tokens={context_tokens} must be finite and at least 0")
+
+    def _order(self, context_tokens: float, num_steps: int) -> tuple[DecodeLine, int]:
+        """The line that bounds the first step, and for how many steps it does."""
+        gpu_ahead = self.gpu.at_s(context_tokens) >= self.host.at_s(context_tokens)
+        first, second = (self.gpu, self.host) if gpu_ahead else (self.host, self.gpu)
+        steeper = second.per_context_token_s - first.per_context_token_s
+        if steeper <= 0:
+            return first, num_steps
+        lead_s = first.at_s(context_tokens) - second.at_s(context_tokens)
+        return first, min(num_steps, int(lead_s / (steeper * self.num_seqs)) + 1)
+
+    def _sum_s(self, line: DecodeLine, context_tokens: float, num_steps: int) -> float:
+        contexts = num_steps * context_tokens + self.num_seqs * num_steps * (num_steps - 1) / 2
+        return num_steps * line.base_s + line.per_context_token_s * contexts
 
 
 class Roofline:
     """Step time of one replica: every matrix product takes hypot(memory time, compute time) plus a launch.
 
     The hypot (a 2-norm) instead of the usual maximum reproduces the knee between 64 and 512 tokens, where a
-    replica spends its life under load. Raises ConfigError for a GPU without timing constants.
+    replica spends its life under load. `constants` (calibrated, or drawn from the evidence) replaces what `gpu`,
+    `kernel` and `profile` name. Raises ConfigError for an unknown name, a shape that is none of a model, and a
+    tensor-parallel size that does not divide it.
     """
 
     def __init__(
-        self, architecture: ArchitectureConfig, *, dtype: str, quantization: str | None, tensor_parallel: int, gpu: str
+        self,
+        architecture: ArchitectureConfig,
+        *,
+        dtype: str,
+        quantization: str | None,
+        tensor_parallel: int,
+        gpu: str,
+        kernel: str | None = None,
+        profile: str = DEFAULT_PROFILE,
+        constants: Constants | None = None,
+        kv_element_bytes: float | None = None,
+        is_eager: bool = False,
     ) -> None:
-        require_choice("cluster.gpu", gpu, tuple(GPU_TIMINGS))
-        self._gpu = GPU_TIMINGS[gpu]
-        self._architecture = architecture
+        """`kv_element_bytes` None: as the dtype; `is_eager`: without CUDA graphs (vLLM's enforce_eager)."""
+        require_choice("dtype", dtype, tuple(DTYPE_BYTES))
+        check_shape(architecture, tensor_parallel)
+        chosen = constants or load_constants(gpu, quantization=quantization, kernel=kernel, profile=profile)
+        self.constants = chosen
+        self._gpu, self._kernel, self._profile = chosen.gpu, chosen.kernel, chosen.profile
+        if tensor_parallel > 1 and not chosen.gpu.all_reduce:
+            raise ConfigError(
+                f"tensor_parallel={tensor_parallel} on a GPU whose file has no all_reduce table. "
+                "Add all_reduce.2, .4 and .8 to the GPU file, or set tensor_parallel=1."
+            )
+        self._shape = architecture
         self._tensor_parallel = tensor_parallel
+        self._is_eager = is_eager
         self._value_bytes = DTYPE_BYTES[dtype]
-        self._weight_bytes = QUANTIZED_BYTES[quantization] if quantization else self._value_bytes
+        self._weight_bytes = QUANTIZED_BYTES[chosen.kernel.stored_as] if chosen.kernel.stored_as else self._value_bytes
         # Without tensor cores for float32, TF32 runs at half the bf16 rate.
-        self._peak_flops = self._gpu.peak_flops * (2 / self._value_bytes)
-        self._format = _WEIGHT_FORMATS.get(quantization or "", WeightFormat())
-        self._head_dim = read_head_dim(architecture)
-        self._kv_heads = count_kv_heads(architecture, tensor_parallel)
+        self._peak_flops = chosen.gpu.peak_flops * (2 / self._value_bytes)
         self._layer_weights = count_layer_weights(architecture, tensor_parallel)
+        peaks = {"value": self._peak_flops, "fp8": chosen.gpu.peak_fp8_flops, "int8": chosen.gpu.peak_int8_flops}
+        self._product_flops = peaks[chosen.kernel.units] * chosen.gpu.compute_share * chosen.kernel.compute_share_factor
+        kv_bytes = self._value_bytes if kv_element_bytes is None else kv_element_bytes
+        require_range("kv_element_bytes", kv_bytes, 0.5, 8)
+        heads = count_kv_heads(architecture, tensor_parallel)
+        self._kv_token_bytes = 2 * architecture.num_layers * heads * read_head_dim(architecture) * kv_bytes
+        self._lines: dict[int, DecodeLines] = {}
+        self._layers: dict[int, float] = {}
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV cache of one token on one GPU, as this step time reads it."""
+        return self._kv_token_bytes
 
     def step_s(self, batch: Batch) -> float:
         """Seconds from the start of this step to the start of the next."""
-        gpu_s = self._layers_s(batch) + self._attention_s(batch) + self._head_s(batch) + self._all_reduce_s(batch)
-        return max(gpu_s, self._host_s(batch)) + _HOST_GAP_S
+        if not batch.num_prefill_tokens and batch.num_decode_seqs and batch.num_logit_rows == batch.num_decode_seqs:
+            return self.decode_lines(batch.num_decode_seqs).step_s(batch.decode_context_tokens)
+        gpu_s, host_s = self._gpu_s(batch), self._host_s(batch)
+        if self._profile.overlaps:
+            return max(gpu_s, host_s) + self._profile.gap_s
+        return gpu_s + host_s
 
-    def _layers_s(self, batch: Batch) -> float:
-        products_s = sum(self._product_s(weights, batch.num_tokens) for weights in self._layer_weights)
-        return self._architecture.num_layers * (products_s + self._gpu.layer_s + self._elementwise_s(batch.num_tokens))
+    def decode_lines(self, num_seqs: int) -> DecodeLines:
+        """The closed form of steps that decode `num_seqs` sequences and nothing else; kept per `num_seqs`."""
+        lines = self._lines.get(num_seqs)
+        if lines is None:
+            lines = self._lines[num_seqs] = self._build_lines(num_seqs)
+        return lines
+
+    def _build_lines(self, num_seqs: int) -> DecodeLines:
+        require_range("num_seqs", num_seqs, 1)
+        batch = Batch(num_decode_seqs=num_seqs, num_logit_rows=num_seqs)
+        profile = self._profile
+        gpu = DecodeLine(self._gpu_s(batch), self._kv_read_s())
+        host = DecodeLine(self._host_s(batch), profile.host_factor * profile.block_s / BLOCK_TOKENS)
+        if profile.overlaps:
+            return DecodeLines(
+                num_seqs,
+                DecodeLine(gpu.base_s + profile.gap_s, gpu.per_context_token_s),
+                DecodeLine(host.base_s + profile.gap_s, host.per_context_token_s),
+            )
+        both = DecodeLine(gpu.base_s + host.base_s, gpu.per_context_token_s + host.per_context_token_s)
+        return DecodeLines(num_seqs, both, both)
+
+    def _gpu_s(self, batch: Batch) -> float:
+        layers_s = self._layers.get(batch.num_tokens)
+        if layers_s is None:
+            layers_s = self._layers[batch.num_tokens] = self._layers_s(batch.num_tokens)
+        return layers_s + self._attention_s(batch) + self._head_s(batch) + self._all_reduce_s(batch)
+
+    def _layers_s(self, num_tokens: int) -> float:
+        products_s = sum(self._product_s(weights, num_tokens) for weights in self._layer_weights)
+        return self._shape.num_layers * (products_s + self._gpu.layer_s + self._elementwise_s(num_tokens))
 
     def _product_s(self, weights: float, num_tokens: int) -> float:
-        gpu, stored = self._gpu, self._format
-        read_s = (
-            weights * self._weight_bytes / (gpu.bandwidth_bytes_per_s * gpu.weight_share * stored.weight_share_factor)
-        )
-        return hypot(read_s, 2 * weights * num_tokens / self._product_flops()) + _KERNEL_LAUNCH_S
-
-    def _product_flops(self) -> float:
-        if self._format.uses_fp8_units and self._gpu.peak_fp8_flops is not None:
-            return self._gpu.peak_fp8_flops * _FP8_COMPUTE_SHARE
-        return self._peak_flops * self._gpu.compute_share * self._format.compute_share_factor
+        gpu, kernel = self._gpu, self._kernel
+        bandwidth = gpu.bandwidth_bytes_per_s
+        flops = 2 * weights * num_tokens
+        if 0 < kernel.widen_rows < num_tokens:
+            widened_s = weights * (self._weight_bytes + self._value_bytes) / (bandwidth * kernel.widen_share)
+            read_s = weights * self._value_bytes / (bandwidth * gpu.weight_share)
+            compute_s = flops / (self._peak_flops * gpu.compute_share)
+            return widened_s + hypot(read_s, compute_s) + 2 * _KERNEL_LAUNCH_S
+        read_s = weights * self._weight_bytes / (bandwidth * gpu.weight_share * kernel.weight_share_factor)
+        return hypot(read_s, flops / self._product_flops) + _KERNEL_LAUNCH_S
 
     def _elementwise_s(self, num_tokens: int) -> float:
         """Activations that norms, rotations and the gate read and write, per layer."""
-        shape = self._architecture
+        shape = self._shape
         values = 12 * shape.hidden_size + (8 * shape.hidden_size + 4 * shape.intermediate_size) / self._tensor_parallel
         bandwidth = _ELEMENTWISE_BANDWIDTH_SHARE * self._gpu.bandwidth_bytes_per_s
         return num_tokens * self._value_bytes * values / bandwidth
 
+    def _kv_read_s(self) -> float:
+        """Seconds to read one token of context."""
+        share = self._gpu.kv_share * self._profile.kv_share_factor
+        return self._kv_token_bytes / (self._gpu.bandwidth_bytes_per_s * share)
+
     def _attention_s(self, batch: Batch) -> float:
-        shape, gpu = self._architecture, self._gpu
-        kv_token_bytes = 2 * shape.num_layers * self._kv_heads * self._head_dim * self._value_bytes
-        read_s = batch.decode_context_tokens * kv_token_bytes / (gpu.bandwidth_bytes_per_s * gpu.kv_share)
-        query_size = shape.num_attention_heads * self._head_dim / self._tensor_parallel
+        shape = self._shape
+        query_size = shape.num_attention_heads * read_head_dim(shape) / self._tensor_parallel
         flops = batch.prefill_attention * 4 * query_size * shape.num_layers
-        return read_s + flops / (self._peak_flops * gpu.attention_share)
+        return batch.decode_context_tokens * self._kv_read_s() + flops / (self._peak_flops * self._gpu.attention_share)
 
     def _head_s(self, batch: Batch) -> float:
         """The output matrix, which no quantisation touches."""
-        weights = self._architecture.hidden_size * self._architecture.vocab_size / self._tensor_parallel
+        weights = self._shape.hidden_size * self._shape.vocab_size / self._tensor_parallel
         read_s = weights * self._value_bytes / (self._gpu.bandwidth_bytes_per_s * self._gpu.weight_share)
         compute_s = 2 * weights * batch.num_logit_rows / (self._peak_flops * self._gpu.compute_share)
         return hypot(read_s, compute_s) + _KERNEL_LAUNCH_S
@@ -219,10 +295,34 @@ class Roofline:
             return 0.0
         sizes = self._gpu.all_reduce
         measured = min((size for size in sizes if size >= self._tensor_parallel), default=max(sizes))
-        message_bytes = batch.num_tokens * self._architecture.hidden_size * self._value_bytes
-        link = sizes[measured][message_bytes > _LARGE_MESSAGE_BYTES]
-        return 2 * self._architecture.num_layers * (link.latency_s + message_bytes / link.bytes_per_s)
+        message_bytes = batch.num_tokens * self._shape.hidden_size * self._value_bytes
+        eager = self._is_eager or batch.num_prefill_tokens > 0 or batch.num_decode_seqs > self._profile.graph_max_seqs
+        one_s = sizes[measured].time_s(message_bytes, self._gpu.eager_all_reduce_s if eager else 0.0)
+        return 2 * self._shape.num_layers * self._gpu.all_reduce_factor * one_s
 
     def _host_s(self, batch: Batch) -> float:
-        parallel_s = _HOST_TENSOR_PARALLEL_S if self._tensor_parallel > 1 else 0.0
-        return _HOST_STEP_S + parallel_s + _HOST_SEQ_S * batch.num_seqs
+        profile = self._profile
+        launch_s = self._kernel.eager_layer_s * self._shape.num_layers if self._is_eager else 0.0
+        parallel_s = profile.tensor_parallel_s if self._tensor_parallel > 1 else 0.0
+        blocks_s = profile.block_s * batch.decode_context_tokens / BLOCK_TOKENS
+        seqs_s = profile.seq_s * batch.num_seqs
+        return profile.host_factor * (profile.step_s + parallel_s + launch_s + blocks_s + seqs_s)
+
+
+def check_shape(shape: ArchitectureConfig, tensor_parallel: int) -> None:
+    """Raise ConfigError, saying what to do, unless the shape is complete and its heads divide over the GPUs."""
+    for name in ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_kv_heads", "vocab_size"):
+        value = getattr(shape, name)
+        if not isinstance(value, int) or not isfinite(value):
+            raise ConfigError(
+                f"architecture.{name}={value!r} is no count. Take it from the model's config.json "
+                "(num_layers is num_hidden_layers there)."
+            )
+    shape.check("architecture")
+    require_range("tensor_parallel", tensor_parallel, 1)
+    allowed = list_tensor_parallels(shape)
+    if tensor_parallel not in allowed:
+        raise ConfigError(
+            f"tensor_parallel={tensor_parallel} does not divide {shape.num_attention_heads} attention heads and "
+            f"{shape.num_kv_heads} KV heads. Allowed: {', '.join(map(str, allowed))}."
+        )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from erhpc.config import ArchitectureConfig, ExpertConfig
-from erhpc.errors import PlacementError
+from erhpc.errors import ConfigError, PlacementError
 from erhpc.plan.gpus import GIB
 from erhpc.plan.memory import BLOCK_TOKENS, count_kv_heads, count_layer_weights, count_linear_weights, fit_memory
 
@@ -36,3 +36,13 @@ def test_the_matrices_of_a_layer_are_split_over_the_gpus_but_kv_heads_are_copied
     assert [count_kv_heads(LLAMA3_8B, ways) for ways in (1, 2, 8, 16)] == [8, 4, 1, 1]
     copied = 16 * 2 * 4096 * 128 - 8 * 2 * 4096 * 128
     assert sum(count_layer_weights(LLAMA3_8B, 16)) * 16 == sum(count_layer_weights(LLAMA3_8B)) + copied
+
+
+def test_a_kv_capacity_that_vllm_printed_is_believed():
+    expert = replace(EXPERT, max_model_len=4096, kv_capacity_tokens=50_000)
+
+    fit = fit_memory("math", expert, None)
+
+    assert fit.kv_capacity_tokens == 50_000
+    with pytest.raises(ConfigError, match=r"kv_capacity_tokens=4095 is out of range. Allowed: at least 4096"):
+        replace(expert, kv_capacity_tokens=4095).check("experts.math")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from erhpc.config import ArchitectureConfig, ExpertConfig, PlacementConfig
 from erhpc.errors import ConfigError, PlacementError
-from erhpc.plan.gpus import GPUS
+from erhpc.plan.gpus import GPU_FILES, GPUS
 from erhpc.plan.memory import compute_weights_bytes, count_linear_weights, fit_memory
 from erhpc.plan.placeholders import Bindings
 from erhpc.plan.placement import Leg, place_replicas
@@ -275,3 +275,15 @@ def test_vllm_uses_the_gpus_of_a_site_that_gives_them_unasked():
     assert not planned.requests_gpus
     assert planned.uses_gpus
     assert not plan("llama3_70b_tp4").uses_gpus
+
+
+def test_a_gpu_file_of_one_s_own_is_fitted_and_handed_to_emulated_experts_by_its_whole_path(tmp_path, monkeypatch):
+    text = (GPU_FILES / "a100_80.toml").read_text().replace("total_gib = 79.1", "total_gib = 47.5")
+    (tmp_path / "l40s.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    usual, own = plan("quickstart"), plan("quickstart", "cluster.gpu=l40s.toml")
+
+    assert own.replicas[0].memory.kv_capacity_tokens < usual.replicas[0].memory.kv_capacity_tokens
+    specs = [process.spec for process in own.processes if process.spec and "gpu" in process.spec]
+    assert {spec["gpu"] for spec in specs} == {str(tmp_path / "l40s.toml")}

@@ -1,0 +1,88 @@
+"""How far predicted step times are from published measurements: a table per slice.
+
+python -m tests.bench.twin                        the shipped table of facts
+python -m tests.bench.twin --rows FILE            collected rows in the form of measured_serving.csv
+python -m tests.bench.twin --rows FILE --write    the same, and make them the shipped table
+python -m tests.bench.twin --record               take today's errors as those that must not get worse
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from erhpc.twin.measured import MEASURED_FILE, Fact, read_facts, write_facts
+from erhpc.twin.validation import Comparison, SliceError, compare_facts, explain_left_out, slice_of, summarise
+from tests.bench.twin.published import interpret_rows
+from tests.bench.twin.recorded import write_errors
+
+DRAWS = 12
+
+
+def is_vllm_16_bit(fact: Fact) -> bool:
+    return fact.profile.startswith("vllm") and fact.kernel == "plain"
+
+
+def family(fact: Fact) -> tuple[str, ...]:
+    return ("vLLM 16 bit" if is_vllm_16_bit(fact) else "other engines and quantised",)
+
+
+def print_table(title: str, comparisons: Sequence[Comparison], key: Callable[[Fact], tuple[str, ...]]) -> None:
+    print(f"\n{title}\n{'':58}  facts  median    p90   bias  in 90 % interval")
+    for error in summarise(comparisons, key):
+        print(_line(error))
+
+
+def _line(error: SliceError) -> str:
+    numbers = f"{error.num_facts:5}  {error.median:6.1%} {error.p90:6.1%} {error.bias:+6.1%}"
+    return f"{'  '.join(f'{part:14}' for part in error.name):58}  {numbers}  {error.coverage:6.0%}"
+
+
+def print_left_out(facts: Sequence[Fact], refused: Counter[str]) -> None:
+    reasons = Counter(fact.left_out for fact in facts if fact.left_out) + refused
+    print(f"\n{sum(reasons.values())} numbers not compared:")
+    for reason, count in reasons.most_common():
+        print(f"  {count:4}  {reason}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, help="collected rows instead of the shipped table")
+    parser.add_argument("--write", action="store_true", help="write the facts of --rows to the shipped table")
+    parser.add_argument("--record", action="store_true", help="record the errors of the shipped table")
+    parser.add_argument("--each", action="store_true", help="print every fact, too")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="sets of constants behind each interval")
+    options = parser.parse_args(arguments)
+    refused: Counter[str] = Counter()
+    if options.rows is None:
+        facts = read_facts()
+    else:
+        found, refused = interpret_rows(options.rows)
+        facts = [replace(fact, left_out=explain_left_out(fact)) for fact in found]
+    if options.write:
+        write_facts(MEASURED_FILE, facts)
+    comparisons = compare_facts(facts, draws=options.draws)
+    if options.each:
+        for c in comparisons:
+            f = c.fact
+            print(f"{f.profile:14} {f.gpu:9} {f.kernel:12} {f.model} TP{f.tensor_parallel} {f.load} {f.level:g} "
+                  f"{f.input_tokens}/{f.output_tokens} {f.measure} {f.value:g}: {c.predicted:.4g} {c.error:+.0%} "
+                  f"[{c.low:.4g}, {c.high:.4g}]{'' if c.is_covered else ' !'}")  # fmt: skip
+    print_table("By engine profile, GPU, kernel and number", comparisons, slice_of)
+    print_table("By kind of load", comparisons, lambda fact: (*family(fact), fact.load, fact.measure))
+    print_table("All", comparisons, family)
+    print_table("", comparisons, lambda _: ("all",))
+    print_left_out(facts, refused)
+    left_out = [replace(fact, left_out="") for fact in facts if fact.left_out]
+    print_table(
+        "Left out, for the record", compare_facts(left_out), lambda fact: (fact.profile, fact.load, fact.measure)
+    )
+    if options.record:
+        write_errors(summarise(comparisons))
+
+
+if __name__ == "__main__":
+    main()
