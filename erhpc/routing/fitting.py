@@ -232,7 +232,8 @@ def _to_clusters(labels: Labels) -> list[int | None]:
 
 def _fuse(space: Space, centres: Points) -> Classifier:
     if space.embedding is not None:
-        vocabulary = space.embedding.subwords
+        # Of its own: what another classifier was asked must not make this one look faster.
+        vocabulary = space.embedding.subwords.copy()
         rows = space.embedding.vectors @ space.svd.components_.T
     else:
         vocabulary = space.vectorizer.get_feature_names_out().tolist()

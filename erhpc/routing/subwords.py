@@ -7,6 +7,7 @@ module knows no vectors.
 from __future__ import annotations
 
 import re
+from copy import copy
 from typing import Any
 
 from erhpc.errors import InputError
@@ -57,6 +58,12 @@ class Subwords:
     def num_remembered(self) -> int:
         """Words whose subwords are kept now."""
         return len(self._remembered)
+
+    def copy(self) -> Subwords:
+        """The same, which from now on remembers words by itself."""
+        other = copy(self)
+        other._remembered = self._remembered.copy()
+        return other
 
     def find(self, text: str) -> list[int]:
         """Numbers of the subwords of `text`, in order, with repetitions."""

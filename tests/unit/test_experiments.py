@@ -112,8 +112,10 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(overrides, words):
 
 def test_a_saved_configuration_names_files_by_paths_that_hold_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    composed = compose_experiment(["+experiment=quickstart", "workload.prompts=mine.jsonl"])
+    overrides = ["workload.prompts=mine.jsonl", "router=embedding", "router.embedding=mine"]
+    composed = compose_experiment(["+experiment=quickstart", *overrides])
 
     saved = to_yaml(to_config(composed, ExperimentConfig))
 
     assert f"prompts: {tmp_path}/mine.jsonl" in saved
+    assert f"embedding: {tmp_path}/mine\n" in saved

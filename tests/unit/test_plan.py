@@ -231,3 +231,39 @@ def test_vllm_uses_the_gpus_of_a_site_that_gives_them_unasked():
     assert not planned.requests_gpus
     assert planned.uses_gpus
     assert not plan("llama3_70b_tp4").uses_gpus
+
+
+PREFIXES = ("router=prefix_affinity",)
+REPLICAS_ONLY = ("router=round_robin", "router.replica_policy=prefix_affinity")
+
+
+def find_affinity(planned):
+    return [notice for notice in planned.notices if "prefix_affinity" in notice]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [(PREFIXES, "router.policy and router.replica_policy"), (REPLICAS_ONLY, "router.replica_policy")],
+)
+def test_affinity_to_prefixes_that_no_replica_keeps_is_said_to_gain_nothing(overrides, key):
+    (notice,) = find_affinity(plan("llama3_70b_tp4", *overrides, site=GPU_CLUSTER))
+
+    assert notice.startswith(f"{key}=prefix_affinity gains nothing here")
+    assert "Set engine.prefix_caching=true" in notice
+
+
+@pytest.mark.parametrize("overrides", [PREFIXES, REPLICAS_ONLY])
+def test_affinity_with_a_prefix_cache_is_not_spoken_of(overrides):
+    assert find_affinity(plan("llama3_70b_tp4", *overrides, "engine.prefix_caching=true", site=GPU_CLUSTER)) == []
+
+
+def test_affinity_that_nobody_asked_for_is_not_spoken_of():
+    assert find_affinity(plan("llama3_70b_tp4", site=GPU_CLUSTER)) == []
+    unused = ("router=none", "router.replica_policy=prefix_affinity")
+    assert find_affinity(plan("baseline_llama3_70b_tp4", *unused, site=GPU_CLUSTER)) == []
+
+
+def test_emulated_experts_gain_nothing_by_affinity_whatever_is_set():
+    (notice,) = find_affinity(plan("llama3_70b_tp4", *PREFIXES, "engine.prefix_caching=true"))
+
+    assert "emulated experts have no prefix cache" in notice

@@ -77,7 +77,7 @@ def compose_embedding(folder):
 
 
 def test_a_run_fits_the_embedding_of_its_router(tmp_path):
-    words = {word: vector for word, vector in zip(("the", "a", "of", "is", "what", "?"), np.eye(6), strict=True)}
+    words = dict(zip(("the", "a", "of", "is", "what", "?"), np.eye(6), strict=True))
     embedding = write_embedding(tmp_path / "embedding", words)
 
     prepare_artefact(compose_embedding(embedding), tmp_path / "router")

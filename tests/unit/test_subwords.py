@@ -98,6 +98,13 @@ def test_memory_does_not_grow_with_what_is_asked():
     assert subwords.num_remembered == 1
 
 
+def test_a_copy_remembers_for_itself(subwords):
+    subwords.find("pear")
+    other = subwords.copy()
+    assert other.find("pear apples") == [3, 1, 2]
+    assert (subwords.num_remembered, other.num_remembered) == (1, 2)
+
+
 def test_all_subwords_are_counted_added_ones_too():
     tokenizer = make_tokenizer(WORDS)
     tokenizer.add_tokens(["quince"])
