@@ -1,4 +1,5 @@
 # make demo: environment and quickstart | make test: everything | make check: format, lint, types, unit tests
+# make embedding: a small sentence embedding for `python -m erhpc.fit embedding=DIR` and router=embedding
 # make bench-load: how right the load generator is beside its peers (BENCH_ARGS="--clients erhpc --users 1,1000")
 # make bench-twin: how far predicted step times are from published measurements
 # make bench-gateway: what the gateway costs beside nginx and other routers (BENCH_ARGS="--gateways fast,nginx")
@@ -8,12 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 
-.PHONY: demo test check fix lock vllm-env bench-load bench-gateway bench-twin fuzz clean
+.PHONY: demo test check fix lock vllm-env embedding bench-load bench-gateway bench-twin fuzz clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m erhpc.launch +experiment=quickstart
 
-test: $(VENV)/.dev vllm-env
+test: $(VENV)/.dev vllm-env embedding
 	ERHPC_REQUIRE_ALL=$(ERHPC_REQUIRE_ALL) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
@@ -40,6 +41,9 @@ bench-twin: $(VENV)/.dev
 
 vllm-env:
 	bash .ci/vllm_env.sh
+
+embedding:
+	bash .ci/embedding.sh
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock

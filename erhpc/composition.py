@@ -99,6 +99,8 @@ def _anchor_paths(experiment: ExperimentConfig, folder: Path) -> None:
         router.corpus = str(folder / router.corpus)
     if router.artefact is not None:
         router.artefact = str(folder / router.artefact)
+    if router.embedding is not None:
+        router.embedding = str(folder / router.embedding)
     for expert in experiment.experts.values():
         if expert.weights is not None:
             expert.weights = str(folder / expert.weights)

@@ -24,7 +24,7 @@ from erhpc.errors import InputError
 from erhpc.routing.artefact import Cluster, Fitted
 from erhpc.routing.evaluation import Quality, Trial, compare_methods
 from erhpc.routing.fitting import fit_to
-from erhpc.routing.quality import apportion_replicas
+from erhpc.routing.quality import apportion_replicas, compute_entropy_bits
 
 
 @verb(FitConfig, "fit")
@@ -49,41 +49,39 @@ def main(settings: FitConfig, _yaml: str) -> None:
 
 
 def draw_clusters(fitted: Fitted) -> Table:
-    """Table with a line per cluster; what was not asked for or not labelled has no column."""
+    """Table with a line per cluster; what was not labelled has no column."""
     table = Table("cluster", "share", "top terms")
+    table.add_column("replicas", justify="right")
     replicas = suggest_replicas(fitted)
-    if replicas is not None:
-        table.add_column("replicas", justify="right")
     if fitted.purity is not None:
         table.add_column("domain")
         table.add_column("purity", justify="right")
     for number, cluster in enumerate(fitted.clusters):
-        cells = [str(number), f"{cluster.share:.1%}", " ".join(cluster.top_terms)]
-        cells += [] if replicas is None else [str(replicas[number])]
+        cells = [str(number), f"{cluster.share:.1%}", " ".join(cluster.top_terms), str(replicas[number])]
         cells += [] if fitted.purity is None else _domain_cells(cluster)
         table.add_row(*map(Text, cells))
     return table
 
 
-def suggest_replicas(fitted: Fitted) -> tuple[int, ...] | None:
-    """Replicas for the expert of each cluster, by its share of the corpus; None: no number of replicas is given.
-
-    Prompts with no known word count for the first expert, which gets them unless router.default_expert says otherwise.
-    """
-    if fitted.settings.replicas is None:
-        return None
-    shares = [cluster.share for cluster in fitted.clusters]
-    shares[0] += fitted.zero_share
-    return apportion_replicas(shares, fitted.settings.replicas)
+def suggest_replicas(fitted: Fitted) -> tuple[int, ...]:
+    """Replicas for the expert of each cluster, by its share of the corpus."""
+    return apportion_replicas(_list_expert_shares(fitted), fitted.settings.num_replicas)
 
 
 def summarise(fitted: Fitted, num_prompts: int) -> str:
     """What holds for all clusters together, and where the artefact is."""
     words, dimensions = fitted.classifier.rows.shape
     settings = fitted.settings
+    shares = _list_expert_shares(fitted)
+    busiest = max(share / replicas for share, replicas in zip(shares, suggest_replicas(fitted), strict=True))
+    tokens = "subwords" if settings.method == "embedding" else "words"
     lines = [
-        f"{num_prompts} prompts, {words} words, {dimensions} dimensions, method {settings.method}, "
+        f"{num_prompts} prompts, {words} {tokens}, {dimensions} dimensions, method {settings.method}, "
         f"{_name_rule(settings.balanced)} k-means",
+        f"entropy of the shares: {compute_entropy_bits(cluster.share for cluster in fitted.clusters):.2f} of "
+        f"{math.log2(len(shares)):.2f} bits",
+        f"replicas={settings.num_replicas} shared out by them: the busiest then gets {busiest:.1%} of the prompts, "
+        f"{1 / settings.num_replicas:.1%} if all got as many",
         f"no known word: {fitted.zero_share:.1%} of the prompts (they go to router.default_expert)",
         f"written to {settings.output}; use it with router.artefact={settings.output}",
     ]
@@ -131,6 +129,16 @@ def explain_trials(settings: FitConfig, prompts: Sequence[Prompt], unseen: Seque
             "most; us: CPU time to classify a prompt, mean; shares: largest cluster first",
         ]
     )
+
+
+def _list_expert_shares(fitted: Fitted) -> list[float]:
+    """Share of the corpus that each expert gets.
+
+    Prompts with no known word count for the first expert, which gets them unless router.default_expert says otherwise.
+    """
+    shares = [cluster.share for cluster in fitted.clusters]
+    shares[0] += fitted.zero_share
+    return shares
 
 
 def _domain_cells(cluster: Cluster) -> list[str]:

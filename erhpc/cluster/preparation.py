@@ -28,6 +28,7 @@ from erhpc.results.paths import RunPaths
 from erhpc.results.provenance import collect_provenance, write_manifest
 from erhpc.results.record import SCHEMA_VERSION
 from erhpc.routing.artefact import read_artefact
+from erhpc.routing.embedding import check_embedding
 from erhpc.routing.fitting import fit_to
 from erhpc.workload.tokenizer import read_tokenizer
 from erhpc.workload.traces import read_trace
@@ -71,6 +72,8 @@ def check_inputs(plan: Plan) -> None:
             )
     if experiment.router.policy == "cluster" and experiment.router.artefact is not None:
         _check_artefact(experiment, Path(experiment.router.artefact))
+    if experiment.router.needs_embedding:
+        check_embedding(Path(experiment.router.embedding or ""))
     python = next((process.argv[0] for process in plan.processes if process.kind == "expert"), "")
     if plan.engine == "vllm" and not os.access(python, os.X_OK):
         raise InputError(
@@ -161,6 +164,7 @@ def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:
             corpus=router.corpus,
             clusters=len(experiment.experts),
             method=router.method,
+            embedding=router.embedding,
             balanced=router.balanced,
             dimensions=router.dimensions,
             seed=experiment.seed,

@@ -13,7 +13,7 @@ OVERFLOWS = ("none", "wait", "next_nearest")
 RELAYS = ("fast", "plain")
 DATA_PATHS = ("relay", "redirect")
 ROUTED_TEXTS = ("last_user", "all")
-METHODS = ("cbtm", "content_words", "full_text")
+METHODS = ("cbtm", "content_words", "full_text", "embedding")
 
 
 @dataclass
@@ -54,6 +54,8 @@ class RouterConfig:
     """JSONL file to fit on when artefact is None; `demo` is the one erhpc ships."""
     method: str = "cbtm"
     """How a classifier is fitted when artefact is None: see FitConfig.method."""
+    embedding: str | None = None
+    """Directory of the embedding that method=embedding fits with: see FitConfig.embedding. An artefact needs none."""
     balanced: bool = False
     """Fit balanced k-means instead of plain."""
     dimensions: int = 100
@@ -76,6 +78,13 @@ class RouterConfig:
         require_range("router.affinity_factor", self.affinity_factor, 1, 1000)
         require_range("router.temperature", self.temperature, 0, 1000)
         self._check_cluster_only()
+        if self.needs_embedding:
+            _require_embedding("router.", self.method, self.embedding)
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether a classifier has to be fitted with an embedding before the run."""
+        return self.policy == "cluster" and self.artefact is None and self.method == "embedding"
 
     def _check_cluster_only(self) -> None:
         for name, unset in (("overflow", "none"), ("temperature", 0)):
@@ -158,19 +167,24 @@ class FitConfig:
     method: str = "cbtm"
     """cbtm: the paper's reference; content words, counted plainly, k-means from random starts. content_words: the same
     words, counted sub-linearly, k-means from merged small clusters. full_text: likewise, and stop words, numbers and
-    punctuation count too: better where the form of prompts tells their domain, worse where all are written alike."""
+    punctuation count too: better where the form of prompts tells their domain, worse where all are written alike.
+    embedding: subwords, which mean what `embedding` says, not what the corpus teaches; counts and starts likewise."""
+    embedding: str | None = None
+    """Directory with tokenizer.json and a vector per subword in *.safetensors: of model2vec, wordllama, or a
+    transformer, of which only the input embeddings are used. None: method=embedding cannot be fitted."""
     balanced: bool = False
     """Balanced k-means: every cluster gets the same number of training prompts."""
     dimensions: int = 100
     """Dimensions of the truncated SVD: about 16 for some hundred prompts, 64 for some thousand, 100 in c-BTM."""
     max_vocabulary: int = 50000
-    """Most words kept, by document frequency; bounds the artefact's size and the gateway's memory."""
+    """Most words kept, by document frequency; bounds the artefact's size and the gateway's memory. Of an embedding all
+    subwords are kept."""
     iterations: int = 20
     seed: int = 0
     output: str = "runs/router"
     """Directory that receives the artefact."""
     replicas: int | None = None
-    """Replicas to share out among the experts, at least one each; None: suggest nothing."""
+    """Replicas to share out among the experts, at least one each; None: twice as many as clusters."""
     quality_fits: int = 5
     """Fits per method whose quality on held-out prompts is reported, with the seeds `seed`, `seed` + 1, ...; 0: no
     report. The corpus must name domains."""
@@ -188,3 +202,17 @@ class FitConfig:
         require_range("held_out", self.held_out, 0.01, 0.9)
         if self.replicas is not None:
             require_range("replicas", self.replicas, self.clusters)
+        _require_embedding("", self.method, self.embedding)
+
+    @property
+    def num_replicas(self) -> int:
+        """How many replicas are shared out."""
+        return 2 * self.clusters if self.replicas is None else self.replicas
+
+
+def _require_embedding(group: str, method: str, embedding: str | None) -> None:
+    if method == "embedding" and not embedding:
+        raise ConfigError(
+            f"{group}method=embedding needs {group}embedding=DIRECTORY with tokenizer.json and *.safetensors, such as "
+            f"`make embedding` fetches. Or choose another {group}method: {', '.join(METHODS[:-1])}."
+        )

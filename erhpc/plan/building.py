@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from erhpc.config import ExperimentConfig
 from erhpc.errors import PlacementError
 from erhpc.plan import commands
+from erhpc.plan.affinity import note_affinity
 from erhpc.plan.duration import load_timeout_s, plan_duration, plan_levels
 from erhpc.plan.gpus import find_gpu
 from erhpc.plan.memory import MemoryFit, check_main_memory, compute_weights_bytes, fit_memory
@@ -66,7 +67,17 @@ def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -
         parallel_loads=experiment.engine.parallel_loads,
         expected_s=duration.expected_s,
         walltime_s=duration.walltime_s,
-        notices=(*setting.notices, *filter(None, [duration.notice, _warn_of_redirects(experiment)])),
+        notices=tuple(
+            filter(
+                None,
+                [
+                    *setting.notices,
+                    duration.notice,
+                    _warn_of_redirects(experiment),
+                    note_affinity(experiment, setting.engine),
+                ],
+            )
+        ),
     )
 
 

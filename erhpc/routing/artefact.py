@@ -21,19 +21,24 @@ from erhpc import __version__
 from erhpc.config import FitConfig
 from erhpc.errors import InputError
 from erhpc.routing.classifier import Classifier, FloatArray
-from erhpc.routing.features import Reading
+from erhpc.routing.features import SUBWORDS, Reading
+from erhpc.routing.subwords import Subwords
 
 SCHEMA = 2
 """Version of the folder's format; raised with every change that an older reader would misread.
 
-1: the first one; texts were read as c-BTM does. 2: `reading` says how they are read.
+1: the first one; texts were read as c-BTM does. 2: `reading` says how they are read. A reading that a reader does not
+know is refused, never misread.
 """
 READABLE_SCHEMAS = (1, 2)
 METADATA_FILE = "classifier.json"
 VOCABULARY_FILE = "vocabulary.txt"
+"""Where words are counted: one a line, in the order of the rows."""
+TOKENIZER_FILE = "tokenizer.json"
+"""Where subwords are counted: what splits a text into them, as the embedding had it."""
 ROWS_FILE = "rows.npy"
 CENTRES_FILE = "centres.npy"
-FILES = (METADATA_FILE, VOCABULARY_FILE, ROWS_FILE, CENTRES_FILE)
+FILES = (METADATA_FILE, VOCABULARY_FILE, TOKENIZER_FILE, ROWS_FILE, CENTRES_FILE)
 
 _REMEDY = "Write it again with `python -m erhpc.fit`."
 
@@ -63,6 +68,8 @@ class Fitted:
     """Share of the corpus with no known word; with the shares of the clusters it makes 1."""
     purity: float | None
     """Share of the prompts in a cluster that are of their cluster's domain; None: the corpus has no domains."""
+    embedding_sha256: str | None = None
+    """Hash of the embedding that the rows were made from; None: there was none."""
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -82,6 +89,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     clusters: tuple[Cluster, ...]
     zero_share: float
     purity: float | None
+    embedding_sha256: str | None = None
+    """Of the embedding that the rows were made from; serving does not need it."""
     sha256: dict[str, str]
     """Hash of each other file of the folder."""
 
@@ -113,7 +122,7 @@ def read_artefact(folder: Path) -> Classifier:
         InputError: the folder is missing, of another schema, or not what was once written.
     """
     metadata = read_metadata(folder)
-    vocabulary = _read_checked(folder / VOCABULARY_FILE, metadata).decode().splitlines()
+    vocabulary = _read_vocabulary(folder, metadata)
     rows, centres = (_read_array(folder / name, metadata) for name in (ROWS_FILE, CENTRES_FILE))
     classifier = Classifier(vocabulary, rows, centres, metadata.reading)
     if not classifier.num_clusters == metadata.num_clusters == len(metadata.clusters):
@@ -144,7 +153,7 @@ def read_metadata(folder: Path) -> Metadata:
 def _encode(fitted: Fitted) -> dict[str, bytes]:
     classifier = fitted.classifier
     contents = {
-        VOCABULARY_FILE: "".join(f"{word}\n" for word in classifier.vocabulary).encode(),
+        **_encode_vocabulary(classifier.vocabulary),
         ROWS_FILE: _encode_array(classifier.rows),
         CENTRES_FILE: _encode_array(classifier.centres),
     }
@@ -158,9 +167,22 @@ def _encode(fitted: Fitted) -> dict[str, bytes]:
         clusters=fitted.clusters,
         zero_share=fitted.zero_share,
         purity=fitted.purity,
+        embedding_sha256=fitted.embedding_sha256,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     )
     return {METADATA_FILE: msgspec.json.format(msgspec.json.encode(metadata), indent=1), **contents}
+
+
+def _encode_vocabulary(vocabulary: tuple[str, ...] | Subwords) -> dict[str, bytes]:
+    if isinstance(vocabulary, Subwords):
+        return {TOKENIZER_FILE: vocabulary.content}
+    return {VOCABULARY_FILE: "".join(f"{word}\n" for word in vocabulary).encode()}
+
+
+def _read_vocabulary(folder: Path, metadata: Metadata) -> list[str] | Subwords:
+    if metadata.reading.tokens == SUBWORDS:
+        return Subwords(_read_checked(folder / TOKENIZER_FILE, metadata))
+    return _read_checked(folder / VOCABULARY_FILE, metadata).decode().splitlines()
 
 
 def _encode_array(array: npt.NDArray[Any]) -> bytes:

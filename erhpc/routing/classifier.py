@@ -1,4 +1,4 @@
-"""The classifier as it is served: a dictionary look-up, a sum of rows and one product with the cluster centres.
+"""The classifier as it is served: a look-up of tokens, a sum of their rows and one product with the cluster centres.
 
 It chooses the same cluster as TF-IDF -> truncated SVD -> L2 normalisation -> nearest centre in scikit-learn, at a
 hundredth of the cost. It knows neither how it was fitted nor which expert serves a cluster.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from erhpc.errors import InputError
-from erhpc.routing.features import TOKENS, Reading
+from erhpc.routing.features import SUBWORDS, TOKENS, Reading
+from erhpc.routing.subwords import Subwords
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -40,29 +41,32 @@ class Classifier:
     """Finds the cluster of a text.
 
     The length of a TF-IDF row cancels when its projection is normalised, so a text's direction is the plain sum of
-    one row per token: idf(token) x components[:, token]. Where counts are sub-linear, a token that occurs n times
-    brings its row 1 + ln(n) times.
+    one row per token: idf(token) x components[:, token]. Of an embedding, it is the vector of a subword, in the
+    dimensions that were kept. Where counts are sub-linear, a token that occurs n times brings its row 1 + ln(n) times.
     """
 
     def __init__(
-        self, vocabulary: Sequence[str], rows: FloatArray, centres: FloatArray, reading: Reading | None = None
+        self,
+        vocabulary: Sequence[str] | Subwords,
+        rows: FloatArray,
+        centres: FloatArray,
+        reading: Reading | None = None,
     ) -> None:
         """Take a token per row: `rows` is (tokens, dimensions), `centres` (clusters, dimensions).
 
-        `reading` is how the texts were read that they were fitted on; None: as in c-BTM. A vocabulary of content words
-        must be free of stop words and numbers: they are not filtered here.
+        `reading` is how the texts were read that they were fitted on; None: as in c-BTM. The vocabulary is Subwords if
+        subwords are read, else words; content words must be free of stop words and numbers: nothing here filters them.
 
         Raises:
             InputError: the shapes do not fit each other.
         """
         self.reading = reading or Reading()
-        self._split = TOKENS[self.reading.tokens]
         self._add_up = self._add_logarithmically if self.reading.counts == "log" else self._add_plainly
-        self.vocabulary = tuple(vocabulary)
+        self.vocabulary = vocabulary if isinstance(vocabulary, Subwords) else tuple(vocabulary)
         self.rows = np.ascontiguousarray(rows, dtype=np.float32)
         self.centres = np.ascontiguousarray(centres, dtype=np.float32)
-        self._row_of = {word: row for row, word in enumerate(self.vocabulary)}
         self._check_shapes()
+        self._find_rows = _make_finder(self.vocabulary, self.reading)
         # |x - c|^2 = 1 + |c|^2 - 2 x.c; centres are means of unit vectors and hence shorter than 1.
         self._centre_lengths2: FloatArray = np.square(self.centres).sum(axis=1)
         self._both_lengths2: FloatArray = 1 + self._centre_lengths2
@@ -75,8 +79,7 @@ class Classifier:
 
     def classify(self, text: str) -> Classification:
         """Find the cluster whose centre is nearest to `text`; the lower number wins a tie."""
-        row_of = self._row_of.get
-        found = [row for token in self._split(text) if (row := row_of(token)) is not None]
+        found = self._find_rows(text)
         if not found:
             return Classification(None, self._centre_lengths2)
         direction = self._add_up(found)
@@ -103,8 +106,25 @@ class Classifier:
                 f"classifier: rows {self.rows.shape} and centres {self.centres.shape} must be "
                 "(words, dimensions) and (clusters, dimensions). Fit it again."
             )
-        if not len(self._row_of) == len(self.vocabulary) == len(self.rows) or not len(self.centres):
+        different = len(self.vocabulary if isinstance(self.vocabulary, Subwords) else set(self.vocabulary))
+        if not different == len(self.vocabulary) == len(self.rows) or not len(self.centres):
             raise InputError(
-                f"classifier: {len(self._row_of)} different words of {len(self.vocabulary)} and {len(self.rows)} rows "
+                f"classifier: {different} different words of {len(self.vocabulary)} and {len(self.rows)} rows "
                 f"must be equally many, and {len(self.centres)} centres at least one. Fit it again."
             )
+
+
+def _make_finder(vocabulary: tuple[str, ...] | Subwords, reading: Reading) -> Callable[[str], list[int]]:
+    """What gives the rows of a text's tokens, in order, with repetitions.
+
+    Raises:
+        InputError: the vocabulary is not of the kind of tokens that the reading names.
+    """
+    if isinstance(vocabulary, Subwords) != (reading.tokens == SUBWORDS):
+        raise InputError(
+            f"classifier: it reads {reading.tokens}, but its vocabulary is a {type(vocabulary).__name__}. Fit it again."
+        )
+    if isinstance(vocabulary, Subwords):
+        return vocabulary.find
+    split, row_of = TOKENS[reading.tokens], {word: row for row, word in enumerate(vocabulary)}.get
+    return lambda text: [row for token in split(text) if (row := row_of(token)) is not None]

@@ -15,7 +15,7 @@ from erhpc.config import FitConfig
 from erhpc.corpus.prompts import Prompt
 from erhpc.errors import InputError
 from erhpc.routing.artefact import Fitted
-from erhpc.routing.fitting import METHODS, cluster, learn_space
+from erhpc.routing.fitting import cluster, learn_space, list_methods
 from erhpc.routing.quality import compute_entropy_bits, compute_nmi, compute_purity
 
 
@@ -56,7 +56,7 @@ def compare_methods(
     clock: Callable[[], int],
     unseen: Sequence[Prompt] | None = None,
 ) -> list[Trial]:
-    """Fit by every method, plain and balanced, settings.quality_fits times, and judge each fit.
+    """Fit by every method that the settings allow, plain and balanced, settings.quality_fits times, and judge each fit.
 
     Each seed has a split of its own, the same for all methods: fitted on 1 - settings.held_out of the prompts, judged
     on the others. With `unseen`, all prompts are fitted and those are judged. `clock` counts nanoseconds.
@@ -109,7 +109,7 @@ def measure_quality(fitted: Fitted, prompts: Sequence[Prompt], clock: Callable[[
 def _fit_all(prompts: Sequence[Prompt], settings: FitConfig) -> Iterator[Fitted]:
     """Fits of one seed: each method, plain and balanced in the same space."""
     texts, domains = [prompt.text for prompt in prompts], [prompt.domain for prompt in prompts]
-    for method in METHODS:
+    for method in list_methods(settings):
         chosen = replace(settings, method=method)
         space = learn_space(texts, chosen)
         for balanced in (False, True):

@@ -1,4 +1,4 @@
-"""From a text to the tokens that a classifier counts, by one of two rules. Nothing here is fitted.
+"""From a text to the tokens that a classifier counts, by the rule of its reading. Nothing here is fitted.
 
 This module knows no vocabulary and no weights, and imports nothing heavy: the gateway uses it for every prompt.
 """
@@ -43,6 +43,9 @@ def content_words(text: str, stop_words: Collection[str]) -> list[str]:
 TOKENS: dict[str, Callable[[str], list[str]]] = {"content": words, "all": words_and_marks}
 """How a served text is split, by the name an artefact gives it. `content` needs no filter: what c-BTM leaves out is in
 no vocabulary."""
+SUBWORDS = "subwords"
+"""Not words but the subwords of a tokenizer, which the artefact holds (`erhpc.routing.subwords`)."""
+READINGS = (*TOKENS, SUBWORDS)
 COUNTS = ("plain", "log")
 """How much a token weighs that occurs n times: n, or 1 + ln(n), the sub-linear term frequency of Manning, Raghavan and
 Schütze (Introduction to Information Retrieval, 2008, section 6.4.1)."""
@@ -57,12 +60,12 @@ class Reading:
     """
 
     tokens: str = "content"
-    """A key of TOKENS."""
+    """One of READINGS."""
     counts: str = "plain"
     """One of COUNTS."""
 
     def __post_init__(self) -> None:
-        for name, known in (("tokens", TOKENS), ("counts", COUNTS)):
+        for name, known in (("tokens", READINGS), ("counts", COUNTS)):
             if getattr(self, name) not in known:
                 raise InputError(
                     f"classifier: it reads {name} as {getattr(self, name)!r}, this erhpc knows {', '.join(known)}. "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,8 @@ from erhpc.routing.clustering import (
     plain_centres,
     random_starts,
 )
-from erhpc.routing.features import Reading, content_words, words_and_marks
+from erhpc.routing.embedding import Embedding, read_embedding
+from erhpc.routing.features import SUBWORDS, Reading, content_words, words_and_marks
 from erhpc.routing.quality import compute_purity, find_main_domains
 
 NUM_TOP_TERMS = 8
@@ -61,21 +63,32 @@ METHODS = {
     "cbtm": Method(Reading(), random_starts),
     "content_words": Method(Reading(counts="log"), merged_starts),
     "full_text": Method(Reading(tokens="all", counts="log"), merged_starts),
+    # Rare subwords are not weighed up: a vector is the longer, the more its subword means.
+    "embedding": Method(Reading(tokens=SUBWORDS, counts="log"), merged_starts),
 }
 """What each name means; cbtm is the method of the paper."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The space the clusters lie in, learnt from a corpus: scikit-learn's TF-IDF and truncated SVD."""
+    """The space the clusters lie in, learnt from a corpus: scikit-learn's TF-IDF and truncated SVD.
+
+    With an embedding, texts are TF-weighted sums of the vectors of their subwords, and the SVD is of these sums.
+    """
 
     reading: Reading
     vectorizer: TfidfVectorizer
     svd: TruncatedSVD
+    embedding: Embedding | None = None
+
+    def weigh(self, texts: Sequence[str]) -> Any:
+        """What the SVD projects, (texts, words) sparse or, of an embedding, (texts, its dimensions)."""
+        weights = self.vectorizer.transform(texts)
+        return weights if self.embedding is None else normalize(weights @ self.embedding.vectors)
 
     def embed(self, texts: Sequence[str]) -> Points:
         """Unit vectors of `texts`, (texts, dimensions); zero vectors for texts with no known word."""
-        projected: Points = self.svd.transform(self.vectorizer.transform(texts))
+        projected: Points = self.svd.transform(self.weigh(texts))
         projected[np.linalg.norm(projected, axis=1) <= ZERO_LENGTH] = 0
         unit: Points = normalize(projected)
         return unit
@@ -85,24 +98,27 @@ def learn_space(texts: Sequence[str], settings: FitConfig) -> Space:
     """Learn vocabulary, word weights and dimensions; a corpus smaller than settings.dimensions gets fewer.
 
     Raises:
-        InputError: the corpus is empty, or has fewer than two words of those that settings.method counts.
+        InputError: the corpus is empty, or has fewer than two words of those that settings.method counts, or the
+            embedding cannot be read that it needs.
     """
     if not texts:
         raise InputError(f"corpus={settings.corpus} has no prompts. Give a JSONL file with a `prompt` field per line.")
     reading = METHODS[settings.method].reading
-    split = FITTED_TOKENS[reading.tokens]
-    vectorizer = TfidfVectorizer(
-        analyzer=split,
-        lowercase=False,  # the analyzer does it, but for the token of numbers
-        vocabulary=_choose_vocabulary(texts, split, settings),
-        sublinear_tf=reading.counts == "log",
-    )
-    weights = vectorizer.fit_transform(texts)
-    svd = TruncatedSVD(n_components=min(settings.dimensions, *weights.shape), random_state=settings.seed)
+    embedding = read_embedding(Path(settings.embedding or "")) if reading.tokens == SUBWORDS else None
+    vectorizer = _make_vectorizer(texts, settings, embedding).fit(texts)
+    svd = TruncatedSVD(random_state=settings.seed)
+    space = Space(reading, vectorizer, svd, embedding)
+    weights = space.weigh(texts)
+    svd.set_params(n_components=min(settings.dimensions, *weights.shape))
     # scikit-learn also divides by the variance of the corpus, which is 0 where all texts are equal.
     with np.errstate(invalid="ignore", divide="ignore"):
         svd.fit(weights)
-    return Space(reading, vectorizer, svd)
+    return space
+
+
+def list_methods(settings: FitConfig) -> list[str]:
+    """Names of the methods that can be fitted with these settings: all, but `embedding` only with one."""
+    return [name for name, method in METHODS.items() if settings.embedding or method.reading.tokens != SUBWORDS]
 
 
 def fit(texts: Sequence[str], settings: FitConfig, domains: Sequence[str] | None = None) -> Fitted:
@@ -139,6 +155,7 @@ def cluster(space: Space, texts: Sequence[str], settings: FitConfig, domains: Se
         clusters=_describe_clusters(labels, _top_terms(space, texts, labels, len(centres)), domains),
         zero_share=1 - float(known.mean()),
         purity=_purity_within(labels, domains),
+        embedding_sha256=None if space.embedding is None else space.embedding.sha256,
     )
 
 
@@ -157,6 +174,30 @@ def fit_to(folder: Path, prompts: Sequence[Prompt], settings: FitConfig) -> Fitt
 def reference_clusters(space: Space, centres: npt.NDArray[np.floating], texts: Sequence[str]) -> list[int | None]:
     """Clusters as scikit-learn's pipeline gives them, slowly: what `Classifier.classify` must reproduce."""
     return _to_clusters(_label(space.embed(texts), np.asarray(centres, dtype=np.float64)))
+
+
+def _make_vectorizer(texts: Sequence[str], settings: FitConfig, embedding: Embedding | None) -> TfidfVectorizer:
+    """What counts the tokens of a text and weighs them; words by how few of `texts` have them, too."""
+    reading = METHODS[settings.method].reading
+    split: Callable[[str], list[str]]
+    if embedding is not None:
+        split = partial(_name_subwords, embedding=embedding)
+        vocabulary = list(map(str, range(len(embedding.vectors))))
+    else:
+        split = FITTED_TOKENS[reading.tokens]
+        vocabulary = _choose_vocabulary(texts, split, settings)
+    return TfidfVectorizer(
+        analyzer=split,
+        lowercase=False,  # the analyzer does it, but for the token of numbers
+        vocabulary=vocabulary,
+        use_idf=embedding is None,
+        sublinear_tf=reading.counts == "log",
+    )
+
+
+def _name_subwords(text: str, embedding: Embedding) -> list[str]:
+    """Subwords by number, as texts: the vectorizer takes no other tokens."""
+    return list(map(str, embedding.subwords.find(text)))
 
 
 def _choose_vocabulary(texts: Sequence[str], split: Callable[[str], list[str]], settings: FitConfig) -> list[str]:
@@ -190,8 +231,13 @@ def _to_clusters(labels: Labels) -> list[int | None]:
 
 
 def _fuse(space: Space, centres: Points) -> Classifier:
-    rows = space.vectorizer.idf_[:, None] * space.svd.components_.T
-    vocabulary = space.vectorizer.get_feature_names_out().tolist()
+    if space.embedding is not None:
+        # Of its own: what another classifier was asked must not make this one look faster.
+        vocabulary = space.embedding.subwords.copy()
+        rows = space.embedding.vectors @ space.svd.components_.T
+    else:
+        vocabulary = space.vectorizer.get_feature_names_out().tolist()
+        rows = space.vectorizer.idf_[:, None] * space.svd.components_.T
     return Classifier(vocabulary, rows.astype(np.float32), centres.astype(np.float32), space.reading)
 
 
@@ -204,9 +250,18 @@ def _hash_texts(texts: Sequence[str]) -> str:
 
 
 def _top_terms(space: Space, texts: Sequence[str], labels: Labels, clusters: int) -> list[tuple[str, ...]]:
-    """The words whose mean TF-IDF within a cluster exceeds that of the whole corpus most."""
-    weights = space.vectorizer.transform(texts)
-    vocabulary = space.vectorizer.get_feature_names_out()
+    """The words whose mean TF-IDF within a cluster exceeds that of the whole corpus most.
+
+    Subwords would say little to a reader; in their place are content words.
+    """
+    vectorizer = space.vectorizer
+    if space.embedding is not None:
+        split = FITTED_TOKENS["content"]
+        if not any(map(split, texts)):
+            return [()] * clusters
+        vectorizer = TfidfVectorizer(analyzer=split, lowercase=False).fit(texts)
+    weights = vectorizer.transform(texts)
+    vocabulary = vectorizer.get_feature_names_out()
     overall = np.asarray(weights.mean(axis=0)).ravel()
     terms: list[tuple[str, ...]] = []
     for cluster in range(clusters):

@@ -27,6 +27,11 @@ ELSEWHERE = {
     "make test": None,
     "make check": None,
     "make vllm-env": None,
+    "make embedding": ("tests/integration/test_fit.py", "Fetch it with .ci/embedding.sh"),
+    "python -m erhpc.fit corpus=demo clusters=8 method=embedding embedding=DIR": (
+        "tests/integration/test_fit.py",
+        '"method=embedding", f"embedding={embedding}"',
+    ),
     'make bench-load BENCH_ARGS="--clients erhpc --users 1,1000"': (
         "tests/integration/test_bench_mock.py",
         '"tests.bench.load", "--clients", "erhpc"',

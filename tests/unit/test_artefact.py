@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import msgspec
@@ -13,6 +14,8 @@ from erhpc.errors import InputError
 from erhpc.routing.artefact import SCHEMA, Cluster, Fitted, read_artefact, read_metadata, write_artefact
 from erhpc.routing.classifier import Classifier
 from erhpc.routing.features import Reading
+from erhpc.routing.subwords import Subwords
+from tests.fakes.embedding import tokenizer_json
 
 WORDS = ("apple", "engine", "größe")
 
@@ -113,6 +116,42 @@ def test_a_classifier_reads_texts_as_it_did_when_it_was_written(tmp_path):
     assert read_artefact(tmp_path / "router").reading == reading
 
 
+@pytest.fixture
+def embedded(tmp_path):
+    """An artefact of an embedding in the place of one of words."""
+    rows = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    reading = Reading(tokens="subwords", counts="log")
+    classifier = Classifier(Subwords(tokenizer_json(("apple", "engine"))), rows, np.eye(2, dtype=np.float32), reading)
+    write_artefact(tmp_path / "router", fitted())
+    write_artefact(tmp_path / "router", dataclasses.replace(fitted(), classifier=classifier, embedding_sha256="beef"))
+    return tmp_path / "router"
+
+
+def test_an_embedding_comes_back_with_its_tokenizer_and_without_another_vocabulary(embedded):
+    classifier = read_artefact(embedded)
+    assert classifier.reading == Reading(tokens="subwords", counts="log")
+    assert classifier.vocabulary.find("Apple engine?") == [1, 2]
+    assert read_metadata(embedded).embedding_sha256 == "beef"
+    assert sorted(path.name for path in embedded.iterdir()) == [
+        *("centres.npy", "classifier.json", "rows.npy", "tokenizer.json")
+    ]
+
+
+def test_a_tokenizer_that_was_changed_or_is_missing_is_named(embedded):
+    (embedded / "tokenizer.json").write_bytes(tokenizer_json(("apple", "pear")))
+    with pytest.raises(InputError, match=r"tokenizer\.json is not the file that was written"):
+        read_artefact(embedded)
+    (embedded / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot be read"):
+        read_artefact(embedded)
+
+
+def test_a_tokenizer_of_another_size_is_refused_even_with_the_right_hash(embedded):
+    replace_array(embedded, "tokenizer.json", tokenizer_json(("apple", "pear", "plum")))
+    with pytest.raises(InputError, match="4 different words of 4 and 3 rows"):
+        read_artefact(embedded)
+
+
 def test_an_artefact_of_schema_1_is_read_as_c_btm(folder):
     path = folder / "classifier.json"
     written = msgspec.json.decode(path.read_bytes())
@@ -125,7 +164,7 @@ def test_an_artefact_of_schema_1_is_read_as_c_btm(folder):
 
 def test_a_way_of_reading_that_is_not_known_is_refused(folder):
     change_metadata(folder, reading={"tokens": "syllables", "counts": "plain"})
-    with pytest.raises(InputError, match="reads tokens as 'syllables', this erhpc knows content, all"):
+    with pytest.raises(InputError, match="reads tokens as 'syllables', this erhpc knows content, all, subwords"):
         read_artefact(folder)
 
 

@@ -8,6 +8,8 @@ import pytest
 from erhpc.errors import InputError
 from erhpc.routing.classifier import Classifier
 from erhpc.routing.features import NUMBER, Reading
+from erhpc.routing.subwords import Subwords
+from tests.fakes.embedding import tokenizer_json
 
 VOCABULARY = ("apple", "pear", "engine", "noise")
 ROWS = np.array([[1, 0], [2, 0], [0, 1], [0, 1e-17]], dtype=np.float32)
@@ -43,6 +45,21 @@ def test_a_classifier_of_all_tokens_knows_numbers_and_marks():
     rows = np.array([[1, 0], [0, 1]], dtype=np.float32)
     classifier = Classifier([NUMBER, "?!"], rows, np.eye(2, dtype=np.float32), Reading(tokens="all"))
     assert [classifier.classify(text).cluster for text in ("12", "3rd", "so?!", "so ?", "")] == [0, 0, 1, None, None]
+
+
+def test_a_classifier_of_subwords_splits_as_their_tokenizer_does():
+    rows = np.array([[9, 9], [1, 0], [0, 1], [0, 1]], dtype=np.float32)
+    subwords = Subwords(tokenizer_json(("apple", "##s", "pear")))
+    classifier = Classifier(subwords, rows, np.eye(2, dtype=np.float32), Reading(tokens="subwords"))
+    texts = ("APPLE", "apples pear", "apple apple s", "东", "")
+    assert [classifier.classify(text).cluster for text in texts] == [0, 1, 0, None, None]
+
+
+@pytest.mark.parametrize(("subwords", "tokens"), [(True, "all"), (False, "subwords")])
+def test_a_vocabulary_of_another_kind_than_the_tokens_is_refused(subwords, tokens):
+    vocabulary = Subwords(tokenizer_json(VOCABULARY[1:])) if subwords else VOCABULARY
+    with pytest.raises(InputError, match=f"reads {tokens}, but its vocabulary is a"):
+        Classifier(vocabulary, ROWS, CENTRES, Reading(tokens=tokens))
 
 
 def test_distances_are_squared_and_from_the_unit_vector(classifier):

@@ -13,9 +13,7 @@ from erhpc.corpus.prompts import Prompt
 from erhpc.errors import InputError
 from erhpc.routing.evaluation import compare_methods, hold_out, measure_quality
 from erhpc.routing.fitting import METHODS, fit
-
-FRUIT = ["apple", "pear", "plum", "cherry", "quince", "grape"]
-ENGINES = ["engine", "piston", "valve", "gear", "crank", "clutch"]
+from tests.fakes.embedding import ENGINES, FRUIT, write_embedding
 
 
 def write_prompts():
@@ -35,15 +33,25 @@ def settings(**changes):
     return FitConfig(**{"clusters": 2, "dimensions": 2, "quality_fits": 2} | changes)
 
 
-def test_every_method_is_judged_plain_and_balanced_once_per_seed():
-    trials = compare_methods(write_prompts(), settings(quality_fits=3), clock=ticking_clock())
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory):
+    return str(write_embedding(tmp_path_factory.mktemp("evaluation") / "embedding"))
+
+
+def test_every_method_is_judged_plain_and_balanced_once_per_seed(embedding):
+    trials = compare_methods(write_prompts(), settings(quality_fits=3, embedding=embedding), clock=ticking_clock())
     assert [(trial.method, trial.balanced) for trial in trials] == list(itertools.product(METHODS, (False, True)))
     assert {len(trial.qualities) for trial in trials} == {3}
 
 
-def test_domains_without_a_word_in_common_are_told_apart():
+def test_without_an_embedding_the_other_methods_are_judged():
+    trials = compare_methods(write_prompts(), settings(quality_fits=1), clock=ticking_clock())
+    assert {trial.method for trial in trials} == {"cbtm", "content_words", "full_text"}
+
+
+def test_domains_without_a_word_in_common_are_told_apart(embedding):
     """Where k-means is plain: balanced clusters cannot be of 30 and 15 prompts."""
-    for trial in compare_methods(write_prompts(), settings(), clock=ticking_clock()):
+    for trial in compare_methods(write_prompts(), settings(embedding=embedding), clock=ticking_clock()):
         if not trial.balanced:
             assert {quality.purity for quality in trial.qualities} == {1}
             assert [quality.nmi for quality in trial.qualities] == pytest.approx([1, 1])

@@ -54,13 +54,16 @@ def test_every_choice_of_every_group_composes(group):
         key = "/expert@experts.extra" if group == "expert" else group
         override = f"+expert@experts.extra={path.stem}" if group == "expert" else f"{key}={path.stem}"
         more = {"expert": ["router=round_robin"], "workload": ["workload.trace=given.csv"]}.get(group, [])
+        more = ["router.embedding=given"] if override == "router=embedding" else more
         if override == "router=none":
             continue  # needs a single replica; the baselines compose it
         assert compose("quickstart", override, *more).experts
 
 
 def test_every_policy_is_a_choice_of_router_and_sets_both_levels_where_it_can():
-    assert {path.stem for path in (CONF_DIRECTORY / "router").glob("*.yaml")} == set(POLICIES)
+    others = {"embedding"}  # the policy `cluster`, with another classifier
+    assert {path.stem for path in (CONF_DIRECTORY / "router").glob("*.yaml")} == set(POLICIES) | others
+    assert compose("quickstart", "router=embedding", "router.embedding=given").router.policy == "cluster"
     for rule in RULES:
         router = compose("quickstart", f"router={rule}").router
         assert (router.policy, router.replica_policy) == (rule, rule)
@@ -71,6 +74,7 @@ def test_every_policy_is_a_choice_of_router_and_sets_both_levels_where_it_can():
     [
         (["router.policy=fastest"], ["router.policy", "fastest", "cluster, round_robin"]),
         (["router=random", "router.overflow=next_nearest"], ["router.overflow=next_nearest", "router.policy=cluster"]),
+        (["router=embedding"], ["router.method=embedding", "router.embedding=DIRECTORY"]),
         (["router.overflow=wait"], ["router.overflow=wait", "none, next_nearest"]),
         (["workload.users=[]"], ["workload.users", "[1,10,100]"]),
         (["router.default_expert=poet"], ["default_expert", "poet", "expert_0"]),
@@ -108,8 +112,10 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(overrides, words):
 
 def test_a_saved_configuration_names_files_by_paths_that_hold_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    composed = compose_experiment(["+experiment=quickstart", "workload.prompts=mine.jsonl"])
+    overrides = ["workload.prompts=mine.jsonl", "router=embedding", "router.embedding=mine"]
+    composed = compose_experiment(["+experiment=quickstart", *overrides])
 
     saved = to_yaml(to_config(composed, ExperimentConfig))
 
     assert f"prompts: {tmp_path}/mine.jsonl" in saved
+    assert f"embedding: {tmp_path}/mine\n" in saved

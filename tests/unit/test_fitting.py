@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from erhpc.config import FitConfig
 from erhpc.config.routing import METHODS as METHOD_NAMES
 from erhpc.corpus.prompts import Prompt
-from erhpc.errors import InputError
+from erhpc.errors import ConfigError, InputError
 from erhpc.routing.artefact import read_artefact, read_metadata
-from erhpc.routing.fitting import METHODS, fit, fit_to, learn_space, reference_clusters
+from erhpc.routing.fitting import METHODS, fit, fit_to, learn_space, list_methods, reference_clusters
+from tests.fakes.embedding import VECTORS, write_embedding
 
 FRUIT = ["apple pear plum", "pear plum cherry", "apple cherry pear", "plum apple cherry pear"]
 ENGINES = ["engine piston valve", "valve engine gear", "piston gear engine", "gear valve piston engine"]
 TEXTS = FRUIT + ENGINES
 DOMAINS = ["fruit"] * 4 + ["engines"] * 4
+
+
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory):
+    return str(write_embedding(tmp_path_factory.mktemp("fit") / "embedding"))
 
 
 def settings(**changes):
@@ -37,8 +45,8 @@ def test_every_method_of_the_configuration_can_be_fitted_and_no_other():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_texts_on_one_matter_share_a_cluster(method, balanced, seed):
-    fitted = fit(TEXTS, settings(method=method, balanced=balanced, seed=seed), DOMAINS)
+def test_texts_on_one_matter_share_a_cluster(method, balanced, seed, embedding):
+    fitted = fit(TEXTS, settings(method=method, balanced=balanced, seed=seed, embedding=embedding), DOMAINS)
     assert {cluster_of(fitted, text) for text in FRUIT}.isdisjoint(cluster_of(fitted, text) for text in ENGINES)
     assert shares_of(fitted) == (0.5, 0.5)
     assert fitted.purity == 1
@@ -123,8 +131,8 @@ def test_shares_are_those_of_the_served_classifier():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_served_classifier_agrees_with_the_reference_on_mixed_texts(method):
-    chosen = settings(dimensions=3, method=method)
+def test_the_served_classifier_agrees_with_the_reference_on_mixed_texts(method, embedding):
+    chosen = settings(dimensions=3, method=method, embedding=embedding)
     fitted, space = fit(TEXTS, chosen), learn_space(TEXTS, chosen)
     texts = [*TEXTS, "apple engine engine", "Pear! 12 valves, a valve", "", "unknown", "gear gear plum plum plum"]
     assert reference_clusters(space, fitted.classifier.centres, texts) == [cluster_of(fitted, text) for text in texts]
@@ -143,6 +151,41 @@ def test_the_served_classifier_agrees_with_the_reference_on_mixed_texts(method):
 def test_a_corpus_that_does_not_do_is_refused_with_a_remedy(texts, clusters, message):
     with pytest.raises(InputError, match=message):
         fit(texts, settings(clusters=clusters))
+
+
+def test_an_embedding_knows_words_that_the_corpus_has_not(embedding):
+    fitted = fit(TEXTS, settings(method="embedding", embedding=embedding))
+    assert cluster_of(fitted, "a quince") == cluster_of(fitted, "apple plum")
+    assert cluster_of(fitted, "Clutch?") == cluster_of(fitted, "engine")
+    assert cluster_of(fitted, "nothing known") is None
+
+
+def test_clusters_of_an_embedding_are_described_by_whole_words(embedding):
+    texts = [f"{text} unheard" if text in FRUIT else text for text in TEXTS]
+    fitted = fit(texts, settings(method="embedding", embedding=embedding))
+    assert set(fitted.clusters[cluster_of(fitted, "apple")].top_terms) == {"apple", "pear", "plum", "cherry", "unheard"}
+
+
+def test_an_artefact_of_an_embedding_serves_without_it(tmp_path):
+    source = write_embedding(tmp_path / "embedding")
+    chosen = settings(method="embedding", embedding=str(source), dimensions=2)
+    fitted = fit_to(tmp_path / "router", [Prompt(text, "", text) for text in TEXTS], chosen)
+    shutil.rmtree(source)
+
+    served = read_artefact(tmp_path / "router")
+
+    assert served.rows.shape == (len(VECTORS) + 1, 2)
+    assert [served.classify(text).cluster for text in (*TEXTS, "?")] == [
+        cluster_of(fitted, text) for text in (*TEXTS, "?")
+    ]
+    assert read_metadata(tmp_path / "router").embedding_sha256 == fitted.embedding_sha256 is not None
+
+
+def test_the_method_embedding_is_only_there_with_an_embedding(embedding):
+    assert list_methods(settings(embedding=embedding)) == list(METHODS)
+    assert list_methods(settings()) == [name for name in METHODS if name != "embedding"]
+    with pytest.raises(ConfigError, match=r"method=embedding needs embedding=DIRECTORY with tokenizer\.json"):
+        settings(method="embedding")
 
 
 def test_prompts_are_fitted_and_written_in_one_go(tmp_path):

@@ -287,3 +287,39 @@ def test_a_gpu_file_of_one_s_own_is_fitted_and_handed_to_emulated_experts_by_its
     assert own.replicas[0].memory.kv_capacity_tokens < usual.replicas[0].memory.kv_capacity_tokens
     specs = [process.spec for process in own.processes if process.spec and "gpu" in process.spec]
     assert {spec["gpu"] for spec in specs} == {str(tmp_path / "l40s.toml")}
+
+
+PREFIXES = ("router=prefix_affinity",)
+REPLICAS_ONLY = ("router=round_robin", "router.replica_policy=prefix_affinity")
+
+
+def find_affinity(planned):
+    return [notice for notice in planned.notices if "prefix_affinity" in notice]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [(PREFIXES, "router.policy and router.replica_policy"), (REPLICAS_ONLY, "router.replica_policy")],
+)
+def test_affinity_to_prefixes_that_no_replica_keeps_is_said_to_gain_nothing(overrides, key):
+    (notice,) = find_affinity(plan("llama3_70b_tp4", *overrides, site=GPU_CLUSTER))
+
+    assert notice.startswith(f"{key}=prefix_affinity gains nothing here")
+    assert "Set engine.prefix_caching=true" in notice
+
+
+@pytest.mark.parametrize("overrides", [PREFIXES, REPLICAS_ONLY])
+def test_affinity_with_a_prefix_cache_is_not_spoken_of(overrides):
+    assert find_affinity(plan("llama3_70b_tp4", *overrides, "engine.prefix_caching=true", site=GPU_CLUSTER)) == []
+
+
+def test_affinity_that_nobody_asked_for_is_not_spoken_of():
+    assert find_affinity(plan("llama3_70b_tp4", site=GPU_CLUSTER)) == []
+    unused = ("router=none", "router.replica_policy=prefix_affinity")
+    assert find_affinity(plan("baseline_llama3_70b_tp4", *unused, site=GPU_CLUSTER)) == []
+
+
+def test_emulated_experts_gain_nothing_by_affinity_whatever_is_set():
+    (notice,) = find_affinity(plan("llama3_70b_tp4", *PREFIXES, "engine.prefix_caching=true"))
+
+    assert "emulated experts have no prefix cache" in notice

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from erhpc.cluster.preparation import check_workload, describe_source, prepare_artefact
+from erhpc.cluster.preparation import check_inputs, check_workload, describe_source, prepare_artefact
 from erhpc.composition import compose_experiment, to_config
 from erhpc.config import ExperimentConfig, WorkloadConfig
 from erhpc.corpus.prompts import hash_source
 from erhpc.errors import InputError
+from erhpc.plan.building import build_plan
+from erhpc.plan.site import decide_setting
 from erhpc.routing.artefact import read_artefact, read_metadata
 from erhpc.routing.features import Reading
+from tests.fakes.embedding import write_embedding
+from tests.unit.experiments import LAPTOP
 
 
 @pytest.fixture
@@ -64,3 +69,25 @@ def test_a_run_without_an_artefact_fits_one_by_the_method_of_its_router(tmp_path
 
     assert read_metadata(tmp_path / "router").settings["method"] == "full_text"
     assert read_artefact(tmp_path / "router").reading == Reading(tokens="all", counts="log")
+
+
+def compose_embedding(folder):
+    overrides = ["+experiment=quickstart", "router=embedding", f"router.embedding={folder}"]
+    return to_config(compose_experiment(overrides), ExperimentConfig)
+
+
+def test_a_run_fits_the_embedding_of_its_router(tmp_path):
+    words = dict(zip(("the", "a", "of", "is", "what", "?"), np.eye(6), strict=True))
+    embedding = write_embedding(tmp_path / "embedding", words)
+
+    prepare_artefact(compose_embedding(embedding), tmp_path / "router")
+
+    assert read_artefact(tmp_path / "router").vocabulary.find("What of?") == [5, 3, 6]
+
+
+def test_an_embedding_that_is_not_there_is_found_before_the_run(tmp_path):
+    experiment = compose_embedding(tmp_path / "nowhere")
+    planned = build_plan(experiment, decide_setting(experiment, LAPTOP), python="python")
+
+    with pytest.raises(InputError, match=r"nowhere has no tokenizer\.json"):
+        check_inputs(planned)
