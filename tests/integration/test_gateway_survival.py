@@ -22,7 +22,8 @@ import pytest
 import uvloop
 
 from erhpc.config.routing import RELAYS
-from erhpc.gateway import app, front, server
+from erhpc.gateway import app, front, server, upstream
+from erhpc.gateway import relay as plain_relay
 from tests.fakes.counting_replica import EVENT, JSON, CountingReplica
 from tests.gateways import CHAT, LAST, Gate, Streams, chat, read_response, request, serving
 from tests.streams import chunk
@@ -563,3 +564,18 @@ async def test_a_body_of_100_mb_is_refused_before_it_is_kept(relay, framing):
         assert (await read_response(reader))[0].startswith(b"HTTP/1.1 413 ")
         assert peak_bytes - memory_bytes < 3 * 2**23
         assert (await house.gate.outcomes())["refused"] == 1
+
+
+# What is kept
+
+
+@on_uvloop
+async def test_connections_to_replicas_that_nobody_needs_any_more_are_closed(relay, monkeypatch):
+    monkeypatch.setattr(front, "WATCH_S", 0.02)
+    for module in (upstream, plain_relay):
+        monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.2)
+    async with housing(relay) as house:
+        await asyncio.gather(*(house.gate.ask(request(ASKED)) for _ in range(20)))
+        assert house.replica.num_open > 1
+        await check_nothing_is_left(house)
+        assert (await house.gate.ask(request(ASKED)))[1] == JSON
