@@ -146,7 +146,7 @@ def measure_memory() -> tuple[int, int]:
 
 @on_uvloop
 async def test_thousands_of_clients_that_leave_in_every_phase_leave_nothing_behind(relay):
-    num_waves, draw = 100, random.Random(0)
+    num_waves, draw = (40 if relay == "plain" else 100), random.Random(0)
     begin_s, num_aborts = time.monotonic(), num_waves * NUM_PER_PHASE * len(PHASES)
     async with housing(relay, max_in_flight=NUM_PLACES) as house:
         for wave in range(num_waves):
@@ -278,9 +278,7 @@ REFUSED = {
     "invalid UTF-8": request(b'{"model":"auto","messages":[{"role":"user","content":"\xff"}]}'),
     "half a surrogate": request(b'{"model":"auto","messages":[{"role":"user","content":"\\ud800"}]}'),
     "a deep body": request(b'{"model":"auto","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-    "a huge number": request(
-        b'{"model":"auto","messages":[{"role":"user","content":"x"}],"user":' + b"9" * 6000 + b"}"
-    ),
+    "a huge number": request(b'{"model":"auto","prompt":[' + b"9" * 6000 + b"]}", "/v1/completions"),
     "no gzip": post(b"content-encoding: gzip\r\n" + LENGTH, ASKED),
     "unknown content coding": post(b"content-encoding: br\r\n" + LENGTH, ASKED),
     "a header of 100 kB": post(b"x: " + b"a" * 100_000 + b"\r\n" + LENGTH, ASKED),
@@ -320,7 +318,7 @@ UNUSUAL = {
     "upgrade": post(b"connection: upgrade\r\nupgrade: h2c\r\n" + LENGTH, ASKED),
     "100 headers": post(b"".join(b"x-%d: y\r\n" % n for n in range(100)) + LENGTH, ASKED),
     "a request in a prompt": request(chat(SMUGGLED.decode())),
-    "a field of 100,000 digits": request(ASKED[:-1] + b', "x": ' + b"9" * 100_000 + b"}"),
+    "a user of 100,000 digits": request(ASKED[:-1] + b', "user": ' + b"9" * 100_000 + b"}"),
 }
 
 
