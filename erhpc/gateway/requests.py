@@ -125,8 +125,9 @@ class Inquiry:
         raw, name = self.raw, msgspec.json.encode(model)
         if model == self.content.model:
             return raw
-        # With one place where it may stand, and none where it may be written otherwise, that is where it stands.
-        if raw.count(b'"model"') == 1 and _ESCAPED_LETTER not in raw and (found := _MODEL.search(raw)):
+        # These name a model. With one place where it may stand, and none where it may be written otherwise, it is there.
+        is_named = isinstance(self.content, ChatBody | CompletionBody)
+        if is_named and raw.count(b'"model"') == 1 and _ESCAPED_LETTER not in raw and (found := _MODEL.search(raw)):
             return raw[: found.start(1)] + name + raw[found.end(1) :]
         fields = _FIELDS.decode(self.raw)
         fields["model"] = msgspec.Raw(name)
