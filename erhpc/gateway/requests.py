@@ -125,7 +125,7 @@ class Inquiry:
         raw, name = self.raw, msgspec.json.encode(model)
         if model == self.content.model:
             return raw
-        # These name a model. With one place where it may stand, and none where it may be written otherwise, it is there.
+        # These name a model: where there is one place for the name, and no other way to write it, it is there.
         is_named = isinstance(self.content, ChatBody | CompletionBody)
         if is_named and raw.count(b'"model"') == 1 and _ESCAPED_LETTER not in raw and (found := _MODEL.search(raw)):
             return raw[: found.start(1)] + name + raw[found.end(1) :]
