@@ -95,6 +95,8 @@ class Front:
             now_s = time.monotonic()
             for caller in list(self.callers):
                 caller.check_times(now_s)
+            for pool in self.pools.values():
+                pool.close_idle()
 
 
 class Caller(asyncio.Protocol):

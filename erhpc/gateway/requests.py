@@ -5,11 +5,10 @@ It knows no HTTP and no replica; fields it does not name pass through.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -27,17 +26,22 @@ _FIRST_ID = int.from_bytes(os.urandom(12), "big") << 32
 """Ids of this process count up from here: drawing each anew takes ten times as long."""
 _numbers = itertools.count()
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+NOTHING = msgspec.Raw(b"null")
+_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*+")')
+_ESCAPED_LETTER = rb"\u006"
+"""How each letter of `model` begins if it is escaped."""
 _PATH = re.compile(r"at `\$\.?([^`]+)`")
 _FIELD = re.compile(r"field `([^`]+)`")
 
 
-class Part(msgspec.Struct):
+# Nothing here can refer to itself, and looking for cycles among millions of them would hold all other requests up.
+class Part(msgspec.Struct, gc=False):
     """One part of a message's content; only texts are read."""
 
     text: str | None = None
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, gc=False):
     """One turn of a chat."""
 
     role: str
@@ -57,25 +61,21 @@ class ChatBody(msgspec.Struct):
     model: str
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     stream: bool | None = None
-    user: Any = None
-    """Whatever it is passes through; a text that is not empty names a session."""
+    user: msgspec.Raw = NOTHING
+    """Whatever it is passes through, unread; a text that is not empty names a session."""
 
-    def routed_text(self, which: str) -> str:
-        """The text that is classified: the last user turn or all turns (also if there is no user turn)."""
+    def routed_text(self, which: str, limit_chars: int) -> str:
+        """The text that is classified: the last user turn, or (also if there is none) all turns as far as the limit."""
         if which == "last_user":
             for message in reversed(self.messages):
                 if message.role == "user":
                     return message.text
-        return "\n".join(message.text for message in self.messages)
+        return join_turns(self.messages, limit_chars)
 
     def prefix(self, limit_chars: int) -> str:
         """How the chat begins: up to the first user turn, which later turns repeat; at most `limit_chars`."""
-        texts = []
-        for message in self.messages:
-            texts.append(message.text[:limit_chars])
-            if message.role == "user":
-                break
-        return "\n".join(texts)[:limit_chars]
+        first_user = next((n for n, message in enumerate(self.messages) if message.role == "user"), len(self.messages))
+        return join_turns(self.messages[: first_user + 1], limit_chars)[:limit_chars]
 
 
 class CompletionBody(msgspec.Struct):
@@ -84,10 +84,10 @@ class CompletionBody(msgspec.Struct):
     model: str
     prompt: str | list[str | int | list[int]]
     stream: bool | None = None
-    user: Any = None
-    """Whatever it is passes through; a text that is not empty names a session."""
+    user: msgspec.Raw = NOTHING
+    """Whatever it is passes through, unread; a text that is not empty names a session."""
 
-    def routed_text(self, which: str) -> str:
+    def routed_text(self, which: str, limit_chars: int) -> str:
         """The text that is classified: all prompts, empty if they are token numbers."""
         if isinstance(self.prompt, str):
             return self.prompt
@@ -108,23 +108,22 @@ class OtherBody(msgspec.Struct):
     """Body of any other route that a replica may answer: texts are looked for where OpenAI and vLLM have them."""
 
     model: str = AUTO_MODEL
-    input: Any = None
-    prompt: Any = None
-    messages: Any = None
-    query: Any = None
-    stream: Any = None
-    user: Any = None
+    input: msgspec.Raw = NOTHING
+    prompt: msgspec.Raw = NOTHING
+    messages: msgspec.Raw = NOTHING
+    query: msgspec.Raw = NOTHING
+    user: msgspec.Raw = NOTHING
 
-    def routed_text(self, which: str) -> str:
-        """The text that is classified: the first of the fields that holds one."""
+    def routed_text(self, which: str, limit_chars: int) -> str:
+        """The text that is classified: the first of the fields that holds one, as far as the limit."""
         for field in (self.input, self.prompt, self.messages, self.query):
-            if text := "\n".join(_find_texts(field)):
-                return text
+            if text := "\n".join(_find_texts(msgspec.json.decode(field))):
+                return text[:limit_chars]
         return ""
 
     def prefix(self, limit_chars: int) -> str:
         """How that text begins."""
-        return self.routed_text("all")[:limit_chars]
+        return self.routed_text("all", limit_chars)
 
 
 def _find_texts(value: Any, depth: int = 6) -> Iterator[str]:
@@ -147,11 +146,6 @@ _DECODERS: dict[Api, msgspec.json.Decoder[Any]] = {
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-@functools.lru_cache(maxsize=64)
-def _model_pattern(model: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"model"\s*:\s*(' + re.escape(msgspec.json.encode(model)) + rb")")
-
-
 # These are made for every request, and a frozen dataclass takes three times as long to make.
 @dataclass(slots=True)
 class Inquiry:
@@ -167,17 +161,15 @@ class Inquiry:
 
     def body_for(self, model: str) -> bytes:
         """The body with the model name replaced; every other value stays byte for byte, in its order."""
-        asked = self.content.model
-        if model == asked:
-            return self.raw
-        # A quotation mark within a string has a backslash before it, so what is found is a field, and the only one is
-        # the right one. Taking the body apart would take longer than to decide on it.
-        pattern = _model_pattern(asked)
-        first = pattern.search(self.raw)
-        if first is not None and pattern.search(self.raw, first.end()) is None:
-            return self.raw[: first.start(1)] + msgspec.json.encode(model) + self.raw[first.end(1) :]
+        raw, name = self.raw, msgspec.json.encode(model)
+        if model == self.content.model:
+            return raw
+        # These name a model: where there is one place for the name, and no other way to write it, it is there.
+        is_named = isinstance(self.content, ChatBody | CompletionBody)
+        if is_named and raw.count(b'"model"') == 1 and _ESCAPED_LETTER not in raw and (found := _MODEL.search(raw)):
+            return raw[: found.start(1)] + name + raw[found.end(1) :]
         fields = _FIELDS.decode(self.raw)
-        fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+        fields["model"] = msgspec.Raw(name)
         return msgspec.json.encode(fields)
 
 
@@ -193,7 +185,8 @@ class InquiryTraits:
     @property
     def text(self) -> str:
         """The text that is classified (see RouterConfig.text), cut after `text_limit_chars`."""
-        return self.content.routed_text(self.config.text)[: self.config.text_limit_chars]
+        limit_chars = self.config.text_limit_chars
+        return self.content.routed_text(self.config.text, limit_chars)[:limit_chars]
 
     @property
     def prefix(self) -> str:
@@ -205,8 +198,8 @@ class InquiryTraits:
         """Whose request it is: the header if it was sent and is not empty, else the field `user`."""
         if self.session_header:
             return self.session_header
-        user = self.content.user
-        return user if isinstance(user, str) else None
+        user = memoryview(self.content.user)
+        return msgspec.json.decode(user, type=str) if bytes(user[:1]) == b'"' else None
 
 
 def parse_inquiry(api: Api, raw: bytes) -> Inquiry:
@@ -220,6 +213,17 @@ def parse_inquiry(api: Api, raw: bytes) -> Inquiry:
         raise ApiError(400, f"The body is no JSON: {error}.") from error
     except RecursionError as error:
         raise ApiError(400, "The body is nested too deeply.") from error
+
+
+def join_turns(messages: Iterable[Message], limit_chars: int) -> str:
+    """The words of `messages`, one after the other, until there are `limit_chars` or some more."""
+    texts, num_chars = [], 0
+    for message in messages:
+        texts.append(message.text)
+        num_chars += len(texts[-1]) + 1
+        if num_chars > limit_chars:
+            break
+    return "\n".join(texts)
 
 
 def choose_request_id(given: str | None) -> str:

@@ -204,6 +204,14 @@ class UpstreamPool:
         upstream.idle_since_s = self._clock()
         self._idle.append(upstream)
 
+    def close_idle(self) -> None:
+        """Give up connections that nobody will take any more; due every now and then."""
+        oldest_s = self._clock() - KEEP_ALIVE_S
+        stale = [upstream for upstream in self._idle if upstream.idle_since_s <= oldest_s]
+        del self._idle[: len(stale)]  # the one used last stands last
+        for upstream in stale:
+            upstream.abort()
+
     def drop(self, upstream: Upstream) -> None:
         """Forget a connection that is lost."""
         self._all.discard(upstream)

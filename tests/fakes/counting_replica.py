@@ -25,11 +25,11 @@ ANSWERS = {
     b"linger": CHUNKED_HEAD + EVENT,
     b"flood": CHUNKED_HEAD,
     b"big": BIG,
-    b'"stream":true': STREAM,
+    b'"stream": true': STREAM,
     b"": WHOLE,
 }
 """What is answered to a body with this word, the first that is found: nothing; one event and then nothing; events as
-fast as they are taken, for ever; 1 MB; a short stream, which the gateway asks for in these bytes; a short JSON answer.
+fast as they are taken, for ever; 1 MB; a short stream, which clients ask for in these bytes; a short JSON answer.
 """
 
 

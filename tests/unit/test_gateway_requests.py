@@ -109,6 +109,42 @@ def test_only_the_model_name_is_rewritten():
     assert forwarded == raw.replace(b'"auto"', b'"llama"')
 
 
+def test_a_body_keeps_even_its_blanks():
+    raw = b'{ "model" : "au\\u0074o" ,\n "prompt":"x" }'
+    assert parse_inquiry("completions", raw).body_for("llama") == b'{ "model" : "llama" ,\n "prompt":"x" }'
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"x":{"model":"b"},"model":"auto","prompt":"x"}',
+        b'{"x":{"model":"b"},"mod\\u0065l":"auto","prompt":"x"}',
+        b'{"\\u006D\\u006f\\u0064\\u0065\\u006c":"auto","prompt":"x","y":["model"]}',
+        b'{"prompt":"\\"model\\":\\"b\\"","model":"auto"}',
+        b'{"prompt":"\\"model","x":"b","model":"auto"}',
+        b'{"model":"b","prompt":"x","model":"auto"}',
+        b'{"prompt":"\\\\","model":"a\\"to"}',
+    ],
+)
+def test_the_models_name_is_rewritten_where_it_stands_and_nowhere_else(raw):
+    forwarded = parse_inquiry("completions", raw).body_for("llama")
+    assert json.loads(forwarded) == {**json.loads(raw), "model": "llama"}
+
+
+def test_what_is_no_text_names_no_session_and_passes_through_unread():
+    for user in (b"1" * 6000, b"[[1],[2]]", b"null"):
+        raw = b'{"model":"auto","prompt":"x","user":%b}' % user
+        assert traits("completions", raw).session is None
+        assert parse_inquiry("completions", raw).body_for("llama") == raw.replace(b"auto", b"llama")
+
+
+def test_of_a_chat_without_end_no_more_is_read_than_is_used():
+    raw = b'{"model":"auto","messages":[' + b",".join([b'{"role":"system","content":"ab"}'] * 1000) + b"]}"
+    assert traits("chat", raw, text="all", text_limit_chars=10).text == "ab\nab\nab\na"
+    assert traits("chat", raw, prefix_limit_chars=4).prefix == "ab\na"
+    assert len(parse_inquiry("chat", raw).content.routed_text("all", 10)) < 20
+
+
 @settings(max_examples=30, deadline=None, database=None)
 @given(
     st.dictionaries(

@@ -15,7 +15,7 @@ import random
 import statistics
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,14 +156,14 @@ async def load(crowd: Crowd, rate_per_s: float, seconds: float, seed: int) -> Ta
     return tally
 
 
-async def measure(relay: str, admission: str, seconds: float) -> list[tuple[float, Tally]]:
+async def measure(relay: str, admission: str, seconds: float, loads: Sequence[float]) -> list[tuple[float, Tally]]:
     """All loads through a gateway with admission `on` or `off`."""
     limits = ADMISSION[admission]
     limits.relay = relay
     async with SlottedReplica().serving() as replica:
         with standing([replica.url], limits) as gateway:
             crowd, found = Crowd(gateway.port), []
-            for number, share in enumerate(LOADS):
+            for number, share in enumerate(loads):
                 found.append((share, await load(crowd, share * CAPACITY_PER_S, seconds, number)))
                 crowd.leave()
             return found
@@ -196,10 +196,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gateway.overload", description=__doc__.splitlines()[0])
     parser.add_argument("--relay", default="fast")
     parser.add_argument("--admission", choices=tuple(ADMISSION), nargs="+", default=list(ADMISSION))
+    words = lambda text: [float(word) for word in text.split(",")]  # noqa: E731
+    parser.add_argument("--loads", type=words, default=LOADS, help="as shares of the capacity")
     parser.add_argument("--seconds", type=float, default=6.0)
     options = parser.parse_args()
     for admission in options.admission:
-        found = uvloop.run(measure(options.relay, admission, options.seconds))
+        found = uvloop.run(measure(options.relay, admission, options.seconds, options.loads))
         print(table(admission, found, options.seconds), flush=True)
     return 0
 
