@@ -1,0 +1,407 @@
+"""A level played through without a GPU: users or arrivals, the gateway, and the replicas behind it, in simulated time.
+
+Pure: requests, routing and times come as arrays, so it knows no text, no prompt file and no classifier. Users send
+(closed loop) or requests are due (open loop); each passes the gateway, which serves one at a time and then picks a
+replica of the request's pool; the replica decides as vLLM's scheduler does and takes as long as its model of step
+times says. Nothing here was measured, and `Prediction` is where that is still known: who stores it says `predicted`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from math import inf
+
+import numpy as np
+import numpy.typing as npt
+
+from erhpc.errors import ConfigError, InputError, require_range
+from erhpc.twin.balancing import make_balancer
+from erhpc.twin.decode_times import DecodeTimes
+from erhpc.twin.replica import Replica
+from erhpc.twin.replica import Sequence as ReplicaSequence
+from erhpc.twin.scheduler import Limits
+from erhpc.twin.step_time import StepTime
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaModel:
+    """One replica to be simulated."""
+
+    replica: str
+    expert: str
+    limits: Limits
+    step_time: StepTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayModel:
+    """What stands before the replicas."""
+
+    service_s: float = 0.0
+    """What a request keeps the gateway busy: it serves one at a time, in the order in which they were sent."""
+    latency_s: float = 0.0
+    """What a request takes besides, however many there are: network, HTTP server of the engine."""
+    rule: str = "least_loaded"
+    """Which replica of its pool a request goes to: least_loaded or round_robin."""
+
+    def __post_init__(self) -> None:
+        require_range("service_s", self.service_s, 0, 3600)
+        require_range("latency_s", self.latency_s, 0, 3600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is asked for: one row per request, all arrays of one length, of whole numbers unless it says otherwise."""
+
+    prompt_tokens: npt.ArrayLike
+    answer_tokens: npt.ArrayLike
+    pool: npt.ArrayLike = 0
+    """Index of the pool that each request is routed to, as the classifier decided for its prompt."""
+    cached_tokens: npt.ArrayLike = 0
+    """Leading tokens of the prompt that the prefix cache of its replica holds."""
+    think_s: npt.ArrayLike = 0.0
+    """Pause of the user after the request, seconds (closed loop)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedLoop:
+    """Users who each send the next request when the answer to the last one is complete and they have thought."""
+
+    users: int
+    num_requests: int
+    """How many requests are sent, all users together."""
+    ramp_s: float = 0.0
+    """User k sends the first one at k / users * ramp_s."""
+
+    def __post_init__(self) -> None:
+        require_range("users", self.users, 1)
+        require_range("num_requests", self.num_requests, 1)
+        require_range("ramp_s", self.ramp_s, 0, 1e9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLoop:
+    """Requests that are sent when they are due, whatever became of those before; one per row of the demand."""
+
+    due_s: npt.ArrayLike
+    """Seconds since the level began, ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """What became of every request, in the order in which they were sent; all arrays of shape (num_requests,).
+
+    Times are seconds since the level began. Every request was answered.
+    """
+
+    replicas: Sequence[ReplicaModel]
+    row: Integers
+    """Which row of the demand it is."""
+    user: Integers
+    """Which user sent it; in an open loop the number of the request."""
+    sequence: Integers
+    """Which request of its user it is, from 0."""
+    replica: Integers
+    """Index into `replicas`."""
+    sent_s: Floats
+    first_token_s: Floats
+    last_token_s: Floats
+    tokens_in: Integers
+    tokens_out: Integers
+    num_preemptions: int
+    """Of all replicas."""
+    spells: Sequence[Sequence[tuple[int, int]]]
+    """First and last step of its replica that yielded tokens; several spells where it was preempted in between."""
+    step_ends_s: Sequence[Floats]
+    """Of each replica: when its steps ended; step s at index s - 1."""
+
+    def token_times_s(self, request: int) -> Floats:
+        """When the tokens of the answer to a request came, shape (tokens_out,)."""
+        ends_s = self.step_ends_s[self.replica[request]]
+        return np.concatenate([ends_s[first - 1 : last] for first, last in self.spells[request]])
+
+
+def simulate(
+    pools: Sequence[Sequence[ReplicaModel]],
+    demand: Demand,
+    load: ClosedLoop | OpenLoop,
+    gateway: GatewayModel = GatewayModel(),
+) -> Prediction:
+    """Play `load` through until the last request is answered.
+
+    In a closed loop request i of user k is row (i * users + k) modulo the number of rows, so that users ask the same
+    things however fast they are answered.
+
+    Args:
+        pools: replicas among which the gateway picks by rule: those of one expert.
+        demand: lengths and routing of the requests.
+        load: who sends when.
+        gateway: what stands before the replicas.
+
+    Raises:
+        ConfigError: there is no replica, or the rule is not simulated.
+        InputError: there is no request, a row is malformed, or a request does not fit the experts it is routed to.
+    """
+    rows = _check_demand(pools, demand)
+    level = _Level(pools, rows, gateway)
+    if isinstance(load, ClosedLoop):
+        level.invite(load)
+    else:
+        level.expect(_check_due(load, rows))
+    level.play()
+    return level.report()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A checked demand as lists: single elements of arrays are slow to read."""
+
+    prompt_tokens: list[int]
+    answer_tokens: list[int]
+    pool: list[int]
+    cached_tokens: list[int]
+    think_s: list[float]
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What was sent, in order."""
+
+    row: list[int] = field(default_factory=list)
+    user: list[int] = field(default_factory=list)
+    sequence: list[int] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
+    replica: list[int] = field(default_factory=list)
+    sequences: list[ReplicaSequence] = field(default_factory=list)
+
+
+class _Level:
+    """The clock and who acts next: senders, the gateway, replicas; at one moment in this order."""
+
+    def __init__(self, pools: Sequence[Sequence[ReplicaModel]], rows: _Rows, gateway: GatewayModel) -> None:
+        self._models = [model for pool in pools for model in pool]
+        self._rows = rows
+        self._gateway = gateway
+        self._replicas = _build_replicas(self._models)
+        self._pool_of = [index for index, pool in enumerate(pools) for _ in pool]
+        self._first_of = [self._pool_of.index(index) for index in range(len(pools))]
+        self._balancers = [make_balancer(gateway.rule, len(pool)) for pool in pools]
+        self._sent = _Sent()
+        self._sends: list[tuple[float, int, int, int, int]] = []
+        """Heap of when, which one of all that were planned, and user, sequence and row of what is to be sent."""
+        self._num_planned = 0
+        self._arrivals: deque[tuple[float, int]] = deque()
+        """When, and the number of a request that has passed the gateway."""
+        self._due: list[tuple[float, int]] = []
+        """Heap of when, and which replica has to act; entries that its `due_s` does not match are void."""
+        self._gateway_free_s = 0.0
+        self._users = 0
+        self._num_left = 0
+        """How many more requests are sent (closed loop)."""
+
+    def invite(self, load: ClosedLoop) -> None:
+        """Let the users of a closed loop come."""
+        self._users = load.users
+        first = min(load.users, load.num_requests)
+        self._num_left = load.num_requests - first
+        num_rows = len(self._rows.pool)
+        self._num_planned = first
+        self._sends = [(user * load.ramp_s / load.users, user, user, 0, user % num_rows) for user in range(first)]
+
+    def expect(self, due_s: list[float]) -> None:
+        """Let requests come when they are due."""
+        self._sends = [(at_s, number, number, 0, number) for number, at_s in enumerate(due_s)]
+
+    def play(self) -> None:
+        """Let everything happen, in order of time."""
+        heapify(self._sends)
+        sends, arrivals, due, replicas = self._sends, self._arrivals, self._due, self._replicas
+        while True:
+            send_s = sends[0][0] if sends else inf
+            arrival_s = arrivals[0][0] if arrivals else inf
+            due_s, index = due[0] if due else (inf, -1)
+            if send_s <= arrival_s and send_s <= due_s:
+                if send_s == inf:
+                    return
+                _, _, user, sequence, row = heappop(sends)
+                self._send(send_s, user, sequence, row)
+            elif arrival_s <= due_s:
+                self._arrive(*arrivals.popleft())
+            else:
+                heappop(due)
+                if replicas[index].due_s == due_s:
+                    self._step(index, due_s)
+
+    def _send(self, now_s: float, user: int, sequence: int, row: int) -> None:
+        sent, gateway = self._sent, self._gateway
+        number = len(sent.row)
+        sent.row.append(row)
+        sent.user.append(user)
+        sent.sequence.append(sequence)
+        sent.at_s.append(now_s)
+        sent.replica.append(-1)
+        rows = self._rows
+        sent.sequences.append(
+            ReplicaSequence(number, rows.prompt_tokens[row], rows.answer_tokens[row], rows.cached_tokens[row])
+        )
+        self._gateway_free_s = max(self._gateway_free_s, now_s) + gateway.service_s
+        self._arrivals.append((self._gateway_free_s + gateway.latency_s, number))
+
+    def _arrive(self, now_s: float, number: int) -> None:
+        sent = self._sent
+        pool = self._rows.pool[sent.row[number]]
+        index = self._first_of[pool] + self._balancers[pool].take()
+        sent.replica[number] = index
+        replica = self._replicas[index]
+        if replica.arrive(sent.sequences[number], now_s):
+            heappush(self._due, (replica.due_s, index))
+
+    def _step(self, index: int, now_s: float) -> None:
+        """A replica ends its steps, which lets users send, and begins the next ones."""
+        replica, arrivals = self._replicas[index], self._arrivals
+        finished = replica.finish()
+        if finished:
+            pool = self._pool_of[index]
+            balancer, member = self._balancers[pool], index - self._first_of[pool]
+            for _ in finished:
+                balancer.release(member)
+            if self._num_left:
+                for sequence in finished[: self._num_left]:
+                    self._ask_again(sequence.number, now_s)
+                while arrivals and arrivals[0][0] <= now_s:
+                    self._arrive(*arrivals.popleft())
+        replica.start(now_s)
+        if replica.due_s != inf:
+            heappush(self._due, (replica.due_s, index))
+
+    def _ask_again(self, number: int, now_s: float) -> None:
+        sent, rows = self._sent, self._rows
+        self._num_left -= 1
+        user, sequence = sent.user[number], sent.sequence[number] + 1
+        row = (sequence * self._users + user) % len(rows.pool)
+        think_s = rows.think_s[sent.row[number]]
+        if think_s:
+            heappush(self._sends, (now_s + think_s, self._num_planned, user, sequence, row))
+            self._num_planned += 1
+        else:
+            self._send(now_s, user, sequence, row)
+
+    def report(self) -> Prediction:
+        """Everything that happened."""
+        sent = self._sent
+        row, replica = _integers(sent.row), _integers(sent.replica)
+        spells = [(*(sequence.spells or ()), (sequence.begun, sequence.last)) for sequence in sent.sequences]
+        ends_s = [_end_steps(replica.stretches) for replica in self._replicas]
+        offsets = np.cumsum([0, *(ends.size for ends in ends_s)])[:-1][replica] - 1
+        all_ends_s = np.concatenate(ends_s)
+        return Prediction(
+            replicas=self._models,
+            row=row,
+            user=_integers(sent.user),
+            sequence=_integers(sent.sequence),
+            replica=replica,
+            sent_s=np.array(sent.at_s, dtype=np.float64),
+            first_token_s=all_ends_s[offsets + _integers([spell[0][0] for spell in spells])],
+            last_token_s=all_ends_s[offsets + _integers([spell[-1][1] for spell in spells])],
+            tokens_in=_integers(self._rows.prompt_tokens)[row],
+            tokens_out=_integers(self._rows.answer_tokens)[row],
+            num_preemptions=sum(replica.num_preemptions for replica in self._replicas),
+            spells=spells,
+            step_ends_s=ends_s,
+        )
+
+
+def _build_replicas(models: Sequence[ReplicaModel]) -> list[Replica]:
+    """Replicas that have their model of step times in common find out its pieces together."""
+    shared: dict[tuple[int, int], DecodeTimes] = {}
+    replicas = []
+    for model in models:
+        # Each decoding sequence may have begun a block that the next step fills.
+        most_tokens = model.limits.kv_capacity_tokens + model.limits.max_num_seqs
+        key = (id(model.step_time), most_tokens)
+        decode_times = shared.setdefault(key, DecodeTimes(model.step_time, most_tokens))
+        replicas.append(Replica(model.limits, model.step_time, decode_times))
+    return replicas
+
+
+def _end_steps(stretches: Sequence[tuple[float, int, float, float]]) -> Floats:
+    """When each step ended, from stretches of steps that grow evenly."""
+    if not stretches:
+        return np.empty(0)
+    start_s, num_steps, step_s, growth_s = np.array(stretches, dtype=np.float64).T
+    counts = num_steps.astype(np.int64)
+    firsts = np.cumsum(counts) - counts
+    nth = np.arange(counts.sum()) - np.repeat(firsts, counts) + 1
+    return np.repeat(start_s, counts) + nth * np.repeat(step_s, counts) + np.repeat(growth_s, counts) * (
+        nth * (nth - 1) // 2
+    )
+
+
+def _integers(values: Sequence[int]) -> Integers:
+    return np.array(values, dtype=np.int64)
+
+
+def _check_demand(pools: Sequence[Sequence[ReplicaModel]], demand: Demand) -> _Rows:
+    if not pools or not all(pools):
+        raise ConfigError("A simulation needs at least one replica in each pool. Give the replicas of the placement.")
+    columns = {name: np.atleast_1d(np.asarray(getattr(demand, name))) for name in _Rows.__slots__}
+    size = columns["prompt_tokens"].size
+    if not size:
+        raise InputError("The demand has no request. Give a prompt file or a trace with at least one row.")
+    for name, values in columns.items():
+        if values.shape not in ((size,), (1,)):
+            raise InputError(f"demand.{name} has shape {values.shape}, prompt_tokens ({size},). Give one per request.")
+        if name == "think_s":
+            is_fine = np.isfinite(values.astype(np.float64)) & (values >= 0)
+            allowed = "seconds, 0 or more"
+        else:
+            is_fine = (values >= 0) & (values == np.floor(values))
+            allowed = "whole numbers, 0 or more"
+        if not is_fine.all():
+            bad = int(np.flatnonzero(~is_fine)[0])
+            raise InputError(f"demand.{name} of row {bad} is {values[bad]}. Allowed: {allowed}.")
+    full = {name: np.broadcast_to(values, (size,)) for name, values in columns.items()}
+    if (full["pool"] >= len(pools)).any():
+        bad = int(np.flatnonzero(full["pool"] >= len(pools))[0])
+        raise InputError(
+            f"Row {bad} of the demand is routed to pool {full['pool'][bad]}, and there are {len(pools)}. Fit the "
+            "router for as many experts as the placement has, or add experts."
+        )
+    rows = _Rows(
+        **{name: values.astype(float if name == "think_s" else int).tolist() for name, values in full.items()}
+    )
+    _check_lengths(pools, rows)
+    return rows
+
+
+def _check_lengths(pools: Sequence[Sequence[ReplicaModel]], rows: _Rows) -> None:
+    """Every request must fit each replica that it may be sent to."""
+    limits = [{model.limits: model for model in pool} for pool in pools]
+    for row, (prompt, answer, pool) in enumerate(zip(rows.prompt_tokens, rows.answer_tokens, rows.pool, strict=True)):
+        for limit, model in limits[pool].items():
+            try:
+                limit.check_lengths(prompt, answer)
+            except ValueError as error:
+                raise InputError(
+                    f"Row {row} of the demand, for expert {model.expert}, {error}. Shorten prompts or answers "
+                    f"(workload.output_tokens), or raise experts.{model.expert}.max_model_len."
+                ) from error
+
+
+def _check_due(load: OpenLoop, rows: _Rows) -> list[float]:
+    due_s = np.atleast_1d(np.asarray(load.due_s, dtype=np.float64))
+    if due_s.shape != (len(rows.pool),):
+        raise InputError(
+            f"The open loop has {due_s.size} times and the demand {len(rows.pool)} requests. Give one time per request."
+        )
+    is_fine = np.isfinite(due_s) & (due_s >= 0) & (np.diff(due_s, prepend=0.0) >= 0)
+    if not is_fine.all():
+        bad = int(np.flatnonzero(~is_fine)[0])
+        raise InputError(f"Arrival {bad} is due at {due_s[bad]} s. Allowed: seconds from 0 on, in ascending order.")
+    return due_s.tolist()
