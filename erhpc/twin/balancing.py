@@ -25,6 +25,17 @@ class Balancer(Protocol):
         """A request is no longer in flight at `member`."""
 
 
+class OnlyMember:
+    """A pool of one replica, as each expert of the paper has."""
+
+    def take(self) -> int:
+        """See `Balancer.take`."""
+        return 0
+
+    def release(self, member: int) -> None:
+        """See `Balancer.release`."""
+
+
 class RoundRobin:
     """The members in turn."""
 
@@ -77,4 +88,6 @@ class LeastLoaded:
 def make_balancer(rule: str, size: int) -> Balancer:
     """Build the rule of a pool of `size` replicas. Raises ConfigError for a rule that is not simulated."""
     require_choice("router.replica_policy of a prediction", rule, RULES)
+    if size == 1:
+        return OnlyMember()
     return RoundRobin(size) if rule == "round_robin" else LeastLoaded(size)

@@ -12,6 +12,7 @@ before it never need more than they did then; and who is preempted is always the
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from heapq import heappop, heappush
 from math import ceil, inf, sqrt
@@ -26,7 +27,7 @@ OUT = -1
 
 
 class Sequence:
-    """A request on a replica. Steps are numbered from 1, per replica."""
+    """A request, from the moment it is sent. Steps are numbered from 1, per replica."""
 
     __slots__ = (
         "answer",
@@ -36,15 +37,29 @@ class Sequence:
         "cached",
         "computed",
         "generated",
+        "index",
         "last",
-        "number",
         "order",
+        "pool",
         "prompt",
+        "replica",
+        "row",
+        "sent_s",
         "spells",
+        "user",
     )
 
-    def __init__(self, number: int, prompt: int, answer: int, cached: int) -> None:
-        self.number = number
+    def __init__(
+        self, sent_s: float, row: int, user: int, index: int, pool: int, prompt: int, answer: int, cached: int
+    ) -> None:
+        self.sent_s = sent_s
+        self.row = row
+        self.user = user
+        self.index = index
+        """Which request of its user it is, from 0."""
+        self.pool = pool
+        self.replica = -1
+        """Where it was routed to; -1: not yet."""
         self.prompt = prompt
         self.answer = answer
         self.cached = cached
@@ -52,12 +67,14 @@ class Sequence:
         """Answer tokens by the time it was last admitted."""
         self.order = OUT
         """Which admission of the replica it was, from 0."""
-        self.computed = self.blocks = 0
-        """Of a prompt that is being computed; of a decoding sequence they follow from `base`."""
+        self.computed = 0
+        """Tokens with a KV entry, and their blocks, while its prompt is computed; later they follow from `base`."""
+        self.blocks = 0
         self.base = 0
         """Computed tokens after step s of a decoding sequence, minus s."""
-        self.begun = self.last = 0
-        """The first step that yielded a token since it was admitted, and the one that yields its last; 0: not known."""
+        self.begun = 0
+        """The first step that yielded a token since it was admitted, 0: none; `last` yields its last token."""
+        self.last = 0
         self.spells: list[tuple[int, int]] | None = None
         """First and last of the steps that yielded tokens before it was preempted; None: it never was."""
 
@@ -68,9 +85,15 @@ class Replica:
     def __init__(self, limits: Limits, step_time: StepTime, decode_times: DecodeTimes) -> None:
         self.due_s = inf
         self.num_preemptions = 0
-        self.stretches: list[tuple[float, int, float, float]] = []
-        """Steps that were done, as start_s, number of steps, seconds of the first, and how much longer each next is."""
+        self.stretches = array("d")
+        """Steps done, four numbers per stretch: when it began, its steps, seconds of the first, growth from each to next."""
         self._limits = limits
+        self._max_num_seqs = limits.max_num_seqs
+        self._max_tokens = limits.max_num_batched_tokens
+        self._is_asynchronous = limits.asynchronous
+        self._watermark_blocks = limits.watermark_blocks
+        self._reserves = limits.reserve_full_sequence
+        self._has_long_prompts = limits.long_prefill_token_threshold > 0
         self._step_time = step_time
         self._decode_times = decode_times
         self._waiting: deque[Sequence] = deque()
@@ -107,7 +130,7 @@ class Replica:
         if self.due_s == inf:
             self.due_s = now_s
             return True
-        if self._num_steps <= 1 or len(self._waiting) > 1 or len(self._running) >= self._limits.max_num_seqs:
+        if self._num_steps <= 1 or len(self._waiting) > 1 or len(self._running) >= self._max_num_seqs:
             return False  # the next step is the one to be admitted to, or there is no room before someone ends
         num_steps = self._count_steps(now_s - self._start_s)
         if num_steps >= self._num_steps:
@@ -121,15 +144,17 @@ class Replica:
         num_steps = self._num_steps
         if not num_steps:
             return []
-        self.stretches.append((self._start_s, num_steps, self._step_s, self._growth_s))
+        self.stretches.extend((self._start_s, num_steps, self._step_s, self._growth_s))
         self._done += num_steps
         self._num_steps = 0
         if num_steps > 1:
             self._skip(num_steps - 1)
-        if not self._limits.asynchronous:
+        if not self._is_asynchronous:
             self._retire()
-        finished = []
         ended = self._ended
+        if not ended:
+            return []
+        finished = []
         while ended and ended[0].last <= self._done:
             sequence = ended.popleft()
             finished.append(sequence)
@@ -145,7 +170,7 @@ class Replica:
             self.due_s = inf
             return
         step_s, is_plain, growth_s = first
-        if self._limits.asynchronous:
+        if self._is_asynchronous:
             decodes, end_tokens = self._decodes, self._end_tokens
             self._pending = following = self._schedule()
             is_alike = self._decodes == decodes and self._end_tokens == end_tokens
@@ -210,14 +235,16 @@ class Replica:
         """Take those out of the decoding sums whose last token is scheduled; they keep seat and blocks until then."""
         ending, scheduled = self._ending, self._scheduled
         while ending and ending[0][0] <= scheduled:
-            last, order, sequence = heappop(ending)
+            _, order, sequence = heappop(ending)
             if sequence.order == order:
-                self._leave_decodes(sequence, last)
+                self._decodes -= 1
+                self._context -= sequence.prompt + sequence.answer - 1
+                self._needs[(1 - sequence.base) % BLOCK_TOKENS] -= 1
                 self._ended.append(sequence)
 
     def _schedule(self) -> tuple[float, bool, float] | None:
         """Schedule one step; how long it takes (see `_pending`), None if there is nothing to do."""
-        if self._limits.asynchronous:
+        if self._is_asynchronous:
             self._retire()
         step = self._scheduled + 1
         context = self._context
@@ -228,9 +255,9 @@ class Replica:
         decodes = self._decodes
         self._free -= needed
         self._context = context + decodes
-        if self._waiting and decodes < self._limits.max_num_batched_tokens:
+        if self._waiting and decodes < self._max_tokens:
             prefill = Prefill()
-            self._admit(step, self._limits.max_num_batched_tokens - decodes, decodes > 0, prefill)
+            self._admit(step, self._max_tokens - decodes, decodes > 0, prefill)
             if prefill.num_seqs:
                 self._scheduled = step
                 return self._time(decodes, context, prefill)
@@ -249,7 +276,7 @@ class Replica:
     def _schedule_singly(self, step: int, preemptions: int) -> tuple[float, bool, float] | None:
         """A step that continues prompts, or in which blocks run out: in order of admission, one by one."""
         prefill = Prefill()
-        budget = self._limits.max_num_batched_tokens - self._decodes
+        budget = self._max_tokens - self._decodes
         if self._needs[step % BLOCK_TOKENS] + self._count_partial_needs(budget) > self._free:
             self._allocate_in_order(step)
         else:
@@ -257,7 +284,7 @@ class Replica:
         partials, self._partials = self._partials, []
         decodes, context = self._decodes, self._context
         self._context += decodes
-        budget = self._limits.max_num_batched_tokens - decodes
+        budget = self._max_tokens - decodes
         for sequence in partials:
             budget -= self._compute_chunk(sequence, step, budget, prefill)
         if preemptions == self.num_preemptions and budget:
@@ -284,7 +311,7 @@ class Replica:
         Blocks of decoding sequences are taken here, those of chunks when they are computed.
         """
         reserved = 0
-        budget = self._limits.max_num_batched_tokens - self._decodes
+        budget = self._max_tokens - self._decodes
         for sequence in list(self._running):
             if sequence.order == OUT:
                 break  # preempted, as all after it
@@ -313,7 +340,9 @@ class Replica:
         self._free -= needed
         sequence.blocks += needed
         if chunk:
-            prefill.add(chunk, sequence.computed)
+            prefill.num_seqs += 1
+            prefill.num_tokens += chunk
+            prefill.attention += chunk * (sequence.computed + chunk / 2)
             sequence.computed += chunk
         if sequence.computed == length:
             prefill.num_completed += 1
@@ -324,15 +353,18 @@ class Replica:
 
     def _admit(self, step: int, budget: int, is_any_scheduled: bool, prefill: Prefill) -> None:
         limits, waiting, running = self._limits, self._waiting, self._running
-        while waiting and budget > 0 and len(running) < limits.max_num_seqs:
+        while waiting and budget > 0 and len(running) < self._max_num_seqs:
             sequence = waiting[0]
             length = sequence.prompt + sequence.generated
             cached = limits.count_cached(sequence.cached, length) if sequence.cached else 0
-            chunk = limits.clip_chunk(length - cached, budget)
-            blocks = -(-(cached + chunk) // BLOCK_TOKENS)
-            needed = -(-length // BLOCK_TOKENS) if limits.reserve_full_sequence else blocks
+            chunk = length - cached
+            if self._has_long_prompts or chunk > budget:
+                chunk = limits.clip_chunk(chunk, budget)
+            computed = cached + chunk
+            blocks = -(-computed // BLOCK_TOKENS)
+            needed = -(-length // BLOCK_TOKENS) if self._reserves else blocks
             if is_any_scheduled:
-                needed += limits.watermark_blocks
+                needed += self._watermark_blocks
             if not chunk or needed > self._free:
                 return
             running[waiting.popleft()] = None
@@ -341,12 +373,14 @@ class Replica:
             self._free -= blocks
             budget -= chunk
             is_any_scheduled = True
-            prefill.add(chunk, cached)
-            if cached + chunk == length:
+            prefill.num_seqs += 1
+            prefill.num_tokens += chunk
+            prefill.attention += chunk * (cached + chunk / 2)
+            if computed == length:
                 prefill.num_completed += 1
                 self._begin_decode(sequence, step, length)
             else:
-                sequence.computed, sequence.blocks = cached + chunk, blocks
+                sequence.computed, sequence.blocks = computed, blocks
                 self._partials.append(sequence)
 
     def _begin_decode(self, sequence: Sequence, step: int, length: int) -> None:
@@ -358,11 +392,6 @@ class Replica:
         self._context += length
         self._needs[(1 - sequence.base) % BLOCK_TOKENS] += 1
         heappush(self._ending, (sequence.last, sequence.order, sequence))
-
-    def _leave_decodes(self, sequence: Sequence, step: int) -> None:
-        self._decodes -= 1
-        self._context -= sequence.base + step
-        self._needs[(1 - sequence.base) % BLOCK_TOKENS] -= 1
 
     def _preempt(self) -> None:
         """Preempt the last admitted; who has the last token in flight only loses seat and blocks."""
@@ -376,7 +405,9 @@ class Replica:
             self._free += count_blocks(victim.base + min(self._scheduled, victim.last))
             if victim.last <= self._scheduled:
                 return
-            self._leave_decodes(victim, self._scheduled)
+            self._decodes -= 1
+            self._context -= victim.base + self._scheduled
+            self._needs[(1 - victim.base) % BLOCK_TOKENS] -= 1
             victim.spells = [*(victim.spells or ()), (victim.begun, self._scheduled)]
             victim.generated = victim.answer - (victim.last - self._scheduled)
         victim.computed = victim.blocks = victim.begun = victim.last = 0
@@ -391,9 +422,3 @@ class Prefill:
     def __init__(self) -> None:
         self.num_seqs = self.num_tokens = self.num_completed = 0
         self.attention = 0.0
-
-    def add(self, tokens: int, computed_tokens: int) -> None:
-        """Count a chunk of `tokens` after so many computed ones."""
-        self.num_seqs += 1
-        self.num_tokens += tokens
-        self.attention += tokens * (computed_tokens + tokens / 2)

@@ -75,14 +75,13 @@ class Limits:
         """Blocks that an admission leaves free while others run; vLLM takes the share of all, the null block too."""
         return int(self.watermark * (self.num_blocks + NULL_BLOCKS))
 
-    def check_lengths(self, prompt_tokens: int, answer_tokens: int) -> None:
-        """Raise ValueError unless such a request can be answered; the message goes on after the request's name."""
+    def find_problem(self, prompt_tokens: int, answer_tokens: int) -> str | None:
+        """Why such a request can't be answered, to be read after its name; None if it can."""
         if min(prompt_tokens, answer_tokens) < 1:
-            raise ValueError("needs at least one prompt token and one answer token")
+            return "needs at least one prompt token and one answer token"
         if prompt_tokens + answer_tokens > self.max_model_len:
-            raise ValueError(
-                f"of {prompt_tokens} + {answer_tokens} tokens is longer than max_model_len={self.max_model_len}"
-            )
+            return f"of {prompt_tokens} + {answer_tokens} tokens is longer than max_model_len={self.max_model_len}"
+        return None
 
     def count_cached(self, cached_tokens: int, length_tokens: int) -> int:
         """Tokens of a sequence that the prefix cache spares it: whole blocks, never the last token."""
@@ -209,10 +208,9 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Put a request at the end of the queue. Raises ValueError if it is empty, too long or known already."""
-        try:
-            self.limits.check_lengths(request.prompt_tokens, request.answer_tokens)
-        except ValueError as error:
-            raise ValueError(f"request {request.request_id} {error}") from error
+        problem = self.limits.find_problem(request.prompt_tokens, request.answer_tokens)
+        if problem is not None:
+            raise ValueError(f"request {request.request_id} {problem}")
         if request.request_id in self._requests:
             raise ValueError(f"request {request.request_id} was added before")
         self._requests[request.request_id] = request

@@ -8,9 +8,10 @@ times says. Nothing here was measured, and `Prediction` is where that is still k
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -169,18 +170,6 @@ class _Rows:
     think_s: list[float]
 
 
-@dataclass(slots=True)
-class _Sent:
-    """What was sent, in order."""
-
-    row: list[int] = field(default_factory=list)
-    user: list[int] = field(default_factory=list)
-    sequence: list[int] = field(default_factory=list)
-    at_s: list[float] = field(default_factory=list)
-    replica: list[int] = field(default_factory=list)
-    sequences: list[ReplicaSequence] = field(default_factory=list)
-
-
 class _Level:
     """The clock and who acts next: senders, the gateway, replicas; at one moment in this order."""
 
@@ -192,12 +181,13 @@ class _Level:
         self._pool_of = [index for index, pool in enumerate(pools) for _ in pool]
         self._first_of = [self._pool_of.index(index) for index in range(len(pools))]
         self._balancers = [make_balancer(gateway.rule, len(pool)) for pool in pools]
-        self._sent = _Sent()
+        self._sent: list[ReplicaSequence] = []
+        """All requests, in the order in which they were sent."""
         self._sends: list[tuple[float, int, int, int, int]] = []
-        """Heap of when, which one of all that were planned, and user, sequence and row of what is to be sent."""
+        """Heap of what is to be sent: when, in which order it was planned, user, which of the user's, row."""
         self._num_planned = 0
-        self._arrivals: deque[tuple[float, int]] = deque()
-        """When, and the number of a request that has passed the gateway."""
+        self._arrivals: deque[tuple[float, ReplicaSequence]] = deque()
+        """When, and which request has passed the gateway."""
         self._due: list[tuple[float, int]] = []
         """Heap of when, and which replica has to act; entries that its `due_s` does not match are void."""
         self._gateway_free_s = 0.0
@@ -229,8 +219,8 @@ class _Level:
             if send_s <= arrival_s and send_s <= due_s:
                 if send_s == inf:
                     return
-                _, _, user, sequence, row = heappop(sends)
-                self._send(send_s, user, sequence, row)
+                _, _, user, index, row = heappop(sends)
+                self._send(send_s, user, index, row)
             elif arrival_s <= due_s:
                 self._arrive(*arrivals.popleft())
             else:
@@ -238,28 +228,28 @@ class _Level:
                 if replicas[index].due_s == due_s:
                     self._step(index, due_s)
 
-    def _send(self, now_s: float, user: int, sequence: int, row: int) -> None:
-        sent, gateway = self._sent, self._gateway
-        number = len(sent.row)
-        sent.row.append(row)
-        sent.user.append(user)
-        sent.sequence.append(sequence)
-        sent.at_s.append(now_s)
-        sent.replica.append(-1)
-        rows = self._rows
-        sent.sequences.append(
-            ReplicaSequence(number, rows.prompt_tokens[row], rows.answer_tokens[row], rows.cached_tokens[row])
+    def _send(self, now_s: float, user: int, index: int, row: int) -> None:
+        rows, gateway = self._rows, self._gateway
+        sequence = ReplicaSequence(
+            now_s,
+            row,
+            user,
+            index,
+            rows.pool[row],
+            rows.prompt_tokens[row],
+            rows.answer_tokens[row],
+            rows.cached_tokens[row],
         )
-        self._gateway_free_s = max(self._gateway_free_s, now_s) + gateway.service_s
-        self._arrivals.append((self._gateway_free_s + gateway.latency_s, number))
+        self._sent.append(sequence)
+        begun_s = self._gateway_free_s
+        self._gateway_free_s = passed_s = (begun_s if begun_s > now_s else now_s) + gateway.service_s
+        self._arrivals.append((passed_s + gateway.latency_s, sequence))
 
-    def _arrive(self, now_s: float, number: int) -> None:
-        sent = self._sent
-        pool = self._rows.pool[sent.row[number]]
-        index = self._first_of[pool] + self._balancers[pool].take()
-        sent.replica[number] = index
+    def _arrive(self, now_s: float, sequence: ReplicaSequence) -> None:
+        pool = sequence.pool
+        sequence.replica = index = self._first_of[pool] + self._balancers[pool].take()
         replica = self._replicas[index]
-        if replica.arrive(sent.sequences[number], now_s):
+        if replica.arrive(sequence, now_s):
             heappush(self._due, (replica.due_s, index))
 
     def _step(self, index: int, now_s: float) -> None:
@@ -273,40 +263,41 @@ class _Level:
                 balancer.release(member)
             if self._num_left:
                 for sequence in finished[: self._num_left]:
-                    self._ask_again(sequence.number, now_s)
+                    self._ask_again(sequence, now_s)
                 while arrivals and arrivals[0][0] <= now_s:
                     self._arrive(*arrivals.popleft())
         replica.start(now_s)
         if replica.due_s != inf:
             heappush(self._due, (replica.due_s, index))
 
-    def _ask_again(self, number: int, now_s: float) -> None:
-        sent, rows = self._sent, self._rows
+    def _ask_again(self, answered: ReplicaSequence, now_s: float) -> None:
+        rows = self._rows
         self._num_left -= 1
-        user, sequence = sent.user[number], sent.sequence[number] + 1
-        row = (sequence * self._users + user) % len(rows.pool)
-        think_s = rows.think_s[sent.row[number]]
+        user, index = answered.user, answered.index + 1
+        row = (index * self._users + user) % len(rows.pool)
+        think_s = rows.think_s[answered.row]
         if think_s:
-            heappush(self._sends, (now_s + think_s, self._num_planned, user, sequence, row))
+            heappush(self._sends, (now_s + think_s, self._num_planned, user, index, row))
             self._num_planned += 1
         else:
-            self._send(now_s, user, sequence, row)
+            self._send(now_s, user, index, row)
 
     def report(self) -> Prediction:
         """Everything that happened."""
         sent = self._sent
-        row, replica = _integers(sent.row), _integers(sent.replica)
-        spells = [(*(sequence.spells or ()), (sequence.begun, sequence.last)) for sequence in sent.sequences]
+        row = _integers([sequence.row for sequence in sent])
+        replica = _integers([sequence.replica for sequence in sent])
+        spells = [(*(sequence.spells or ()), (sequence.begun, sequence.last)) for sequence in sent]
         ends_s = [_end_steps(replica.stretches) for replica in self._replicas]
         offsets = np.cumsum([0, *(ends.size for ends in ends_s)])[:-1][replica] - 1
         all_ends_s = np.concatenate(ends_s)
         return Prediction(
             replicas=self._models,
             row=row,
-            user=_integers(sent.user),
-            sequence=_integers(sent.sequence),
+            user=_integers([sequence.user for sequence in sent]),
+            sequence=_integers([sequence.index for sequence in sent]),
             replica=replica,
-            sent_s=np.array(sent.at_s, dtype=np.float64),
+            sent_s=np.array([sequence.sent_s for sequence in sent]),
             first_token_s=all_ends_s[offsets + _integers([spell[0][0] for spell in spells])],
             last_token_s=all_ends_s[offsets + _integers([spell[-1][1] for spell in spells])],
             tokens_in=_integers(self._rows.prompt_tokens)[row],
@@ -330,16 +321,16 @@ def _build_replicas(models: Sequence[ReplicaModel]) -> list[Replica]:
     return replicas
 
 
-def _end_steps(stretches: Sequence[tuple[float, int, float, float]]) -> Floats:
-    """When each step ended, from stretches of steps that grow evenly."""
-    if not stretches:
-        return np.empty(0)
-    start_s, num_steps, step_s, growth_s = np.array(stretches, dtype=np.float64).T
+def _end_steps(stretches: array[float]) -> Floats:
+    """When each step ended (see `Replica.stretches`)."""
+    start_s, num_steps, step_s, growth_s = np.frombuffer(stretches, dtype=np.float64).reshape(-1, 4).T
     counts = num_steps.astype(np.int64)
     firsts = np.cumsum(counts) - counts
     nth = np.arange(counts.sum()) - np.repeat(firsts, counts) + 1
-    return np.repeat(start_s, counts) + nth * np.repeat(step_s, counts) + np.repeat(growth_s, counts) * (
-        nth * (nth - 1) // 2
+    return (
+        np.repeat(start_s, counts)
+        + nth * np.repeat(step_s, counts)
+        + np.repeat(growth_s, counts) * (nth * (nth - 1) // 2)
     )
 
 
@@ -373,25 +364,25 @@ def _check_demand(pools: Sequence[Sequence[ReplicaModel]], demand: Demand) -> _R
             f"Row {bad} of the demand is routed to pool {full['pool'][bad]}, and there are {len(pools)}. Fit the "
             "router for as many experts as the placement has, or add experts."
         )
-    rows = _Rows(
-        **{name: values.astype(float if name == "think_s" else int).tolist() for name, values in full.items()}
-    )
-    _check_lengths(pools, rows)
-    return rows
+    full = {name: values.astype(np.float64 if name == "think_s" else np.int64) for name, values in full.items()}
+    _check_lengths(pools, full)
+    return _Rows(**{name: values.tolist() for name, values in full.items()})
 
 
-def _check_lengths(pools: Sequence[Sequence[ReplicaModel]], rows: _Rows) -> None:
+def _check_lengths(pools: Sequence[Sequence[ReplicaModel]], lengths: dict[str, Integers]) -> None:
     """Every request must fit each replica that it may be sent to."""
-    limits = [{model.limits: model for model in pool} for pool in pools]
-    for row, (prompt, answer, pool) in enumerate(zip(rows.prompt_tokens, rows.answer_tokens, rows.pool, strict=True)):
-        for limit, model in limits[pool].items():
-            try:
-                limit.check_lengths(prompt, answer)
-            except ValueError as error:
+    prompt, answer = lengths["prompt_tokens"], lengths["answer_tokens"]
+    for index, pool in enumerate(pools):
+        for limits, model in {model.limits: model for model in pool}.items():
+            is_bad = (np.minimum(prompt, answer) < 1) | (prompt + answer > limits.max_model_len)
+            is_bad &= lengths["pool"] == index
+            if is_bad.any():
+                row = int(np.flatnonzero(is_bad)[0])
+                problem = limits.find_problem(int(prompt[row]), int(answer[row]))
                 raise InputError(
-                    f"Row {row} of the demand, for expert {model.expert}, {error}. Shorten prompts or answers "
+                    f"Row {row} of the demand, for expert {model.expert}, {problem}. Shorten prompts or answers "
                     f"(workload.output_tokens), or raise experts.{model.expert}.max_model_len."
-                ) from error
+                )
 
 
 def _check_due(load: OpenLoop, rows: _Rows) -> list[float]:
