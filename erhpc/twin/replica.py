@@ -20,63 +20,8 @@ from math import ceil, inf, sqrt
 from erhpc.plan.memory import BLOCK_TOKENS
 from erhpc.twin.decode_times import DecodeTimes
 from erhpc.twin.scheduler import Limits, count_blocks
+from erhpc.twin.sequence import OUT, Prefill, Sequence
 from erhpc.twin.step_time import Batch, StepTime
-
-OUT = -1
-"""The order of a sequence that is not admitted."""
-
-
-class Sequence:
-    """A request, from the moment it is sent. Steps are numbered from 1, per replica."""
-
-    __slots__ = (
-        "answer",
-        "base",
-        "begun",
-        "blocks",
-        "cached",
-        "computed",
-        "generated",
-        "index",
-        "last",
-        "order",
-        "pool",
-        "prompt",
-        "replica",
-        "row",
-        "sent_s",
-        "spells",
-        "user",
-    )
-
-    def __init__(
-        self, sent_s: float, row: int, user: int, index: int, pool: int, prompt: int, answer: int, cached: int
-    ) -> None:
-        self.sent_s = sent_s
-        self.row = row
-        self.user = user
-        self.index = index
-        """Which request of its user it is, from 0."""
-        self.pool = pool
-        self.replica = -1
-        """Where it was routed to; -1: not yet."""
-        self.prompt = prompt
-        self.answer = answer
-        self.cached = cached
-        self.generated = 0
-        """Answer tokens by the time it was last admitted."""
-        self.order = OUT
-        """Which admission of the replica it was, from 0."""
-        self.computed = 0
-        """Tokens with a KV entry, and their blocks, while its prompt is computed; later they follow from `base`."""
-        self.blocks = 0
-        self.base = 0
-        """Computed tokens after step s of a decoding sequence, minus s."""
-        self.begun = 0
-        """The first step that yielded a token since it was admitted, 0: none; `last` yields its last token."""
-        self.last = 0
-        self.spells: list[tuple[int, int]] | None = None
-        """First and last of the steps that yielded tokens before it was preempted; None: it never was."""
 
 
 class Replica:
@@ -86,7 +31,7 @@ class Replica:
         self.due_s = inf
         self.num_preemptions = 0
         self.stretches = array("d")
-        """Steps done, four numbers per stretch: when it began, its steps, seconds of the first, growth from each to next."""
+        """Steps done, four numbers per stretch: when it began, its steps, seconds of the first, growth per step."""
         self._limits = limits
         self._max_num_seqs = limits.max_num_seqs
         self._max_tokens = limits.max_num_batched_tokens
@@ -164,12 +109,14 @@ class Replica:
         return finished
 
     def start(self, now_s: float) -> None:
-        """Schedule, and begin the next stretch of steps."""
+        """Schedule, and begin the next stretch of steps. Raises ValueError if a step takes no time, or for ever."""
         first = self._pending or self._schedule()
         if first is None:
             self.due_s = inf
             return
         step_s, is_plain, growth_s = first
+        if not 0 < step_s < inf:
+            raise ValueError(f"the model of step times gave a step of {step_s} s; a step takes time, and ends")
         if self._is_asynchronous:
             decodes, end_tokens = self._decodes, self._end_tokens
             self._pending = following = self._schedule()
@@ -412,13 +359,3 @@ class Replica:
             victim.generated = victim.answer - (victim.last - self._scheduled)
         victim.computed = victim.blocks = victim.begun = victim.last = 0
         self._waiting.appendleft(victim)
-
-
-class Prefill:
-    """The sums of what a step computes of prompts."""
-
-    __slots__ = ("attention", "num_completed", "num_seqs", "num_tokens")
-
-    def __init__(self) -> None:
-        self.num_seqs = self.num_tokens = self.num_completed = 0
-        self.attention = 0.0

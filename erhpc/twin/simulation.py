@@ -18,80 +18,23 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-from erhpc.errors import ConfigError, InputError, require_range
 from erhpc.twin.balancing import make_balancer
 from erhpc.twin.decode_times import DecodeTimes
+from erhpc.twin.demand import (
+    ClosedLoop,
+    Demand,
+    GatewayModel,
+    OpenLoop,
+    ReplicaModel,
+    Rows,
+    check_demand,
+    check_due,
+)
 from erhpc.twin.replica import Replica
-from erhpc.twin.replica import Sequence as ReplicaSequence
-from erhpc.twin.scheduler import Limits
-from erhpc.twin.step_time import StepTime
+from erhpc.twin.sequence import Sequence as Asked
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaModel:
-    """One replica to be simulated."""
-
-    replica: str
-    expert: str
-    limits: Limits
-    step_time: StepTime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayModel:
-    """What stands before the replicas."""
-
-    service_s: float = 0.0
-    """What a request keeps the gateway busy: it serves one at a time, in the order in which they were sent."""
-    latency_s: float = 0.0
-    """What a request takes besides, however many there are: network, HTTP server of the engine."""
-    rule: str = "least_loaded"
-    """Which replica of its pool a request goes to: least_loaded or round_robin."""
-
-    def __post_init__(self) -> None:
-        require_range("service_s", self.service_s, 0, 3600)
-        require_range("latency_s", self.latency_s, 0, 3600)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """What is asked for: one row per request, all arrays of one length, of whole numbers unless it says otherwise."""
-
-    prompt_tokens: npt.ArrayLike
-    answer_tokens: npt.ArrayLike
-    pool: npt.ArrayLike = 0
-    """Index of the pool that each request is routed to, as the classifier decided for its prompt."""
-    cached_tokens: npt.ArrayLike = 0
-    """Leading tokens of the prompt that the prefix cache of its replica holds."""
-    think_s: npt.ArrayLike = 0.0
-    """Pause of the user after the request, seconds (closed loop)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClosedLoop:
-    """Users who each send the next request when the answer to the last one is complete and they have thought."""
-
-    users: int
-    num_requests: int
-    """How many requests are sent, all users together."""
-    ramp_s: float = 0.0
-    """User k sends the first one at k / users * ramp_s."""
-
-    def __post_init__(self) -> None:
-        require_range("users", self.users, 1)
-        require_range("num_requests", self.num_requests, 1)
-        require_range("ramp_s", self.ramp_s, 0, 1e9)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenLoop:
-    """Requests that are sent when they are due, whatever became of those before; one per row of the demand."""
-
-    due_s: npt.ArrayLike
-    """Seconds since the level began, ascending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,7 +75,7 @@ def simulate(
     pools: Sequence[Sequence[ReplicaModel]],
     demand: Demand,
     load: ClosedLoop | OpenLoop,
-    gateway: GatewayModel = GatewayModel(),
+    gateway: GatewayModel | None = None,
 ) -> Prediction:
     """Play `load` through until the last request is answered.
 
@@ -143,37 +86,26 @@ def simulate(
         pools: replicas among which the gateway picks by rule: those of one expert.
         demand: lengths and routing of the requests.
         load: who sends when.
-        gateway: what stands before the replicas.
+        gateway: what stands before the replicas; None: nothing that takes time.
 
     Raises:
         ConfigError: there is no replica, or the rule is not simulated.
         InputError: there is no request, a row is malformed, or a request does not fit the experts it is routed to.
     """
-    rows = _check_demand(pools, demand)
-    level = _Level(pools, rows, gateway)
+    rows = check_demand(pools, demand)
+    level = _Level(pools, rows, gateway or GatewayModel())
     if isinstance(load, ClosedLoop):
         level.invite(load)
     else:
-        level.expect(_check_due(load, rows))
+        level.expect(check_due(load, rows))
     level.play()
     return level.report()
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """A checked demand as lists: single elements of arrays are slow to read."""
-
-    prompt_tokens: list[int]
-    answer_tokens: list[int]
-    pool: list[int]
-    cached_tokens: list[int]
-    think_s: list[float]
 
 
 class _Level:
     """The clock and who acts next: senders, the gateway, replicas; at one moment in this order."""
 
-    def __init__(self, pools: Sequence[Sequence[ReplicaModel]], rows: _Rows, gateway: GatewayModel) -> None:
+    def __init__(self, pools: Sequence[Sequence[ReplicaModel]], rows: Rows, gateway: GatewayModel) -> None:
         self._models = [model for pool in pools for model in pool]
         self._rows = rows
         self._gateway = gateway
@@ -181,12 +113,12 @@ class _Level:
         self._pool_of = [index for index, pool in enumerate(pools) for _ in pool]
         self._first_of = [self._pool_of.index(index) for index in range(len(pools))]
         self._balancers = [make_balancer(gateway.rule, len(pool)) for pool in pools]
-        self._sent: list[ReplicaSequence] = []
+        self._sent: list[Asked] = []
         """All requests, in the order in which they were sent."""
         self._sends: list[tuple[float, int, int, int, int]] = []
         """Heap of what is to be sent: when, in which order it was planned, user, which of the user's, row."""
         self._num_planned = 0
-        self._arrivals: deque[tuple[float, ReplicaSequence]] = deque()
+        self._arrivals: deque[tuple[float, Asked]] = deque()
         """When, and which request has passed the gateway."""
         self._due: list[tuple[float, int]] = []
         """Heap of when, and which replica has to act; entries that its `due_s` does not match are void."""
@@ -230,7 +162,7 @@ class _Level:
 
     def _send(self, now_s: float, user: int, index: int, row: int) -> None:
         rows, gateway = self._rows, self._gateway
-        sequence = ReplicaSequence(
+        sequence = Asked(
             now_s,
             row,
             user,
@@ -245,7 +177,7 @@ class _Level:
         self._gateway_free_s = passed_s = (begun_s if begun_s > now_s else now_s) + gateway.service_s
         self._arrivals.append((passed_s + gateway.latency_s, sequence))
 
-    def _arrive(self, now_s: float, sequence: ReplicaSequence) -> None:
+    def _arrive(self, now_s: float, sequence: Asked) -> None:
         pool = sequence.pool
         sequence.replica = index = self._first_of[pool] + self._balancers[pool].take()
         replica = self._replicas[index]
@@ -270,7 +202,7 @@ class _Level:
         if replica.due_s != inf:
             heappush(self._due, (replica.due_s, index))
 
-    def _ask_again(self, answered: ReplicaSequence, now_s: float) -> None:
+    def _ask_again(self, answered: Asked, now_s: float) -> None:
         rows = self._rows
         self._num_left -= 1
         user, index = answered.user, answered.index + 1
@@ -327,72 +259,10 @@ def _end_steps(stretches: array[float]) -> Floats:
     counts = num_steps.astype(np.int64)
     firsts = np.cumsum(counts) - counts
     nth = np.arange(counts.sum()) - np.repeat(firsts, counts) + 1
-    return (
-        np.repeat(start_s, counts)
-        + nth * np.repeat(step_s, counts)
-        + np.repeat(growth_s, counts) * (nth * (nth - 1) // 2)
-    )
+    ends_s: Floats = np.repeat(start_s, counts) + nth * np.repeat(step_s, counts)
+    ends_s += nth * (nth - 1) // 2 * np.repeat(growth_s, counts)
+    return ends_s
 
 
 def _integers(values: Sequence[int]) -> Integers:
     return np.array(values, dtype=np.int64)
-
-
-def _check_demand(pools: Sequence[Sequence[ReplicaModel]], demand: Demand) -> _Rows:
-    if not pools or not all(pools):
-        raise ConfigError("A simulation needs at least one replica in each pool. Give the replicas of the placement.")
-    columns = {name: np.atleast_1d(np.asarray(getattr(demand, name))) for name in _Rows.__slots__}
-    size = columns["prompt_tokens"].size
-    if not size:
-        raise InputError("The demand has no request. Give a prompt file or a trace with at least one row.")
-    for name, values in columns.items():
-        if values.shape not in ((size,), (1,)):
-            raise InputError(f"demand.{name} has shape {values.shape}, prompt_tokens ({size},). Give one per request.")
-        if name == "think_s":
-            is_fine = np.isfinite(values.astype(np.float64)) & (values >= 0)
-            allowed = "seconds, 0 or more"
-        else:
-            is_fine = (values >= 0) & (values == np.floor(values))
-            allowed = "whole numbers, 0 or more"
-        if not is_fine.all():
-            bad = int(np.flatnonzero(~is_fine)[0])
-            raise InputError(f"demand.{name} of row {bad} is {values[bad]}. Allowed: {allowed}.")
-    full = {name: np.broadcast_to(values, (size,)) for name, values in columns.items()}
-    if (full["pool"] >= len(pools)).any():
-        bad = int(np.flatnonzero(full["pool"] >= len(pools))[0])
-        raise InputError(
-            f"Row {bad} of the demand is routed to pool {full['pool'][bad]}, and there are {len(pools)}. Fit the "
-            "router for as many experts as the placement has, or add experts."
-        )
-    full = {name: values.astype(np.float64 if name == "think_s" else np.int64) for name, values in full.items()}
-    _check_lengths(pools, full)
-    return _Rows(**{name: values.tolist() for name, values in full.items()})
-
-
-def _check_lengths(pools: Sequence[Sequence[ReplicaModel]], lengths: dict[str, Integers]) -> None:
-    """Every request must fit each replica that it may be sent to."""
-    prompt, answer = lengths["prompt_tokens"], lengths["answer_tokens"]
-    for index, pool in enumerate(pools):
-        for limits, model in {model.limits: model for model in pool}.items():
-            is_bad = (np.minimum(prompt, answer) < 1) | (prompt + answer > limits.max_model_len)
-            is_bad &= lengths["pool"] == index
-            if is_bad.any():
-                row = int(np.flatnonzero(is_bad)[0])
-                problem = limits.find_problem(int(prompt[row]), int(answer[row]))
-                raise InputError(
-                    f"Row {row} of the demand, for expert {model.expert}, {problem}. Shorten prompts or answers "
-                    f"(workload.output_tokens), or raise experts.{model.expert}.max_model_len."
-                )
-
-
-def _check_due(load: OpenLoop, rows: _Rows) -> list[float]:
-    due_s = np.atleast_1d(np.asarray(load.due_s, dtype=np.float64))
-    if due_s.shape != (len(rows.pool),):
-        raise InputError(
-            f"The open loop has {due_s.size} times and the demand {len(rows.pool)} requests. Give one time per request."
-        )
-    is_fine = np.isfinite(due_s) & (due_s >= 0) & (np.diff(due_s, prepend=0.0) >= 0)
-    if not is_fine.all():
-        bad = int(np.flatnonzero(~is_fine)[0])
-        raise InputError(f"Arrival {bad} is due at {due_s[bad]} s. Allowed: seconds from 0 on, in ascending order.")
-    return due_s.tolist()

@@ -13,8 +13,8 @@ from itertools import count
 
 from erhpc.config import RouterConfig
 from erhpc.routing.rules import make_rule
+from erhpc.twin.demand import ClosedLoop
 from erhpc.twin.scheduler import Request, Scheduler
-from erhpc.twin.simulation import ClosedLoop
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Answered:
 class Server:
     """One replica; `in_flight` and `name` are what the gateway's rules read."""
 
-    def __init__(self, model, index):
+    def __init__(self, model, index) -> None:
         self.name = model.replica
         self.index = index
         self.in_flight = 0

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erhpc.config import RouterConfig
 from erhpc.errors import ConfigError, InputError
+from erhpc.routing.rules import make_rule
+from erhpc.twin.balancing import make_balancer
+from erhpc.twin.decode_times import DecodeTimes
+from erhpc.twin.demand import ClosedLoop, Demand, GatewayModel, OpenLoop, ReplicaModel
 from erhpc.twin.scheduler import Limits, count_kv_tokens
-from erhpc.twin.simulation import ClosedLoop, Demand, GatewayModel, OpenLoop, ReplicaModel, simulate
+from erhpc.twin.simulation import simulate
+from erhpc.twin.step_time import Batch
 from tests.unit.stepwise import simulate_stepwise
 
 
@@ -94,7 +103,7 @@ def demand_of(rows, pools=1):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROWS, RULES, STEP_TIMES, st.integers(1, 12), st.integers(1, 60))
 def test_jumps_equal_single_steps_in_a_closed_loop_on_one_replica(rows, rules, step_time, users, num_requests):
     pools = [pool_of(step_time=step_time, **rules)]
@@ -102,7 +111,7 @@ def test_jumps_equal_single_steps_in_a_closed_loop_on_one_replica(rows, rules, s
     assert_equal_to_single_steps(pools, demand_of(rows), ClosedLoop(users=users, num_requests=num_requests))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ROWS, RULES, STEP_TIMES, st.integers(1, 12), st.sampled_from(["least_loaded", "round_robin"]))
 def test_jumps_equal_single_steps_with_several_replicas_of_several_experts(rows, rules, step_time, users, rule):
     pools = [pool_of(3, step_time, "math", **rules), pool_of(2, step_time, "code", **rules)]
@@ -112,10 +121,137 @@ def test_jumps_equal_single_steps_with_several_replicas_of_several_experts(rows,
     assert_equal_to_single_steps(pools, demand_of(rows, 2), load, gateway)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ROWS, RULES, STEP_TIMES, st.floats(0.1, 1.9))
 def test_jumps_equal_single_steps_in_an_open_loop(rows, rules, step_time, spread_s):
     pools = [pool_of(2, step_time, **rules)]
     due_s = np.sort([row[3] / 1e6 * spread_s for row in rows]) + 1e-7 * np.arange(len(rows))
 
     assert_equal_to_single_steps(pools, demand_of(rows), OpenLoop(due_s=due_s))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_lone_request_takes_its_prompt_step_and_one_step_per_further_token(asynchronous):
+    step_time = PlainStepTime()
+    demand = Demand(prompt_tokens=[100], answer_tokens=[40])
+    pools = [pool_of(max_num_batched_tokens=512, asynchronous=asynchronous)]
+
+    predicted = simulate(pools, demand, ClosedLoop(users=1, num_requests=1), GatewayModel(service_s=1, latency_s=2))
+
+    decodes = [Batch(num_decode_seqs=1, decode_context_tokens=context, num_logit_rows=1) for context in range(100, 139)]
+    prompt = Batch(num_prefill_seqs=1, num_prefill_tokens=100, prefill_attention=5000.0, num_logit_rows=1)
+    steps_s = [step_time.step_s(batch) for batch in (prompt, *decodes)]
+    np.testing.assert_allclose(predicted.token_times_s(0), 3 + np.cumsum(steps_s), rtol=1e-12)
+    assert predicted.sent_s.tolist() == [0.0]
+
+
+def test_the_gateway_serves_one_request_at_a_time():
+    demand = Demand(prompt_tokens=[1] * 3, answer_tokens=[1] * 3)
+    gateway = GatewayModel(service_s=10.0)
+
+    predicted = simulate([pool_of()], demand, OpenLoop(due_s=[0.0, 1.0, 40.0]), gateway)
+
+    assert np.floor(predicted.first_token_s).tolist() == [10, 20, 50]
+
+
+def test_requests_go_where_the_classifier_sent_them_however_uneven():
+    demand = Demand(prompt_tokens=[8] * 4, answer_tokens=[3] * 4, pool=[0, 1, 1, 1])
+    pools = [pool_of(1, expert="math"), pool_of(3, expert="code")]
+
+    predicted = simulate(pools, demand, ClosedLoop(users=4, num_requests=40))
+
+    assert [predicted.replicas[index].replica for index in predicted.replica[:4]] == [
+        "math-0", "code-0", "code-1", "code-2",
+    ]  # fmt: skip
+    assert np.bincount(predicted.replica).tolist() == [10, 10, 10, 10]
+
+
+def test_users_think_before_they_send_again():
+    demand = Demand(prompt_tokens=[8], answer_tokens=[3], think_s=[2.5])
+
+    predicted = simulate([pool_of()], demand, ClosedLoop(users=1, num_requests=3))
+
+    np.testing.assert_allclose(predicted.sent_s[1:], predicted.last_token_s[:-1] + 2.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"prompt_tokens": []}, "The demand has no request"),
+        ({"prompt_tokens": [4, 300]}, "Row 1 of the demand, for expert math, of 300 . 8 tokens is longer than max_mo"),
+        ({"prompt_tokens": [0, 4]}, "Row 0 of the demand, for expert math, needs at least one prompt token"),
+        ({"answer_tokens": [8, float("nan")]}, "demand.answer_tokens of row 1 is nan. Allowed: whole numbers"),
+        ({"prompt_tokens": [float("inf"), 8]}, "demand.prompt_tokens of row 0 is inf"),
+        ({"answer_tokens": [8, 8.5]}, "demand.answer_tokens of row 1 is 8.5"),
+        ({"answer_tokens": [8, 8, 8]}, "demand.answer_tokens has shape"),
+        ({"pool": [0, 1]}, "Row 1 of the demand is routed to pool 1, and there are 1"),
+        ({"think_s": [0.0, float("inf")]}, "demand.think_s of row 1 is inf. Allowed: seconds"),
+        ({"cached_tokens": [-1, 0]}, "demand.cached_tokens of row 0 is -1"),
+    ],
+)
+def test_a_demand_that_cannot_be_served_says_what_to_change(changes, problem):
+    demand = Demand(**({"prompt_tokens": [4, 8], "answer_tokens": [8, 8]} | changes))
+
+    with pytest.raises(InputError, match=problem):
+        simulate([pool_of()], demand, ClosedLoop(users=1, num_requests=2))
+
+
+@pytest.mark.parametrize("due_s", [[0.0], [1.0, 0.5], [0.0, float("nan")], [-1.0, 0.0]])
+def test_arrivals_without_an_order_of_time_are_an_error(due_s):
+    demand = Demand(prompt_tokens=[4, 8], answer_tokens=[8, 8])
+
+    with pytest.raises(InputError, match=r"one time per request|in ascending order"):
+        simulate([pool_of()], demand, OpenLoop(due_s=due_s))
+
+
+class EndlessStepTime:
+    def step_s(self, batch):
+        return float("nan")
+
+
+def test_a_model_that_gives_no_time_is_found_out():
+    demand = Demand(prompt_tokens=[4], answer_tokens=[8])
+
+    with pytest.raises(ValueError, match="a step of nan s"):
+        simulate([pool_of(step_time=EndlessStepTime())], demand, ClosedLoop(users=1, num_requests=1))
+
+
+def test_a_simulation_without_replicas_or_of_an_unknown_rule_is_an_error():
+    demand, load = Demand(prompt_tokens=[4], answer_tokens=[8]), ClosedLoop(users=1, num_requests=1)
+
+    with pytest.raises(ConfigError, match="at least one replica in each pool"):
+        simulate([[]], demand, load)
+    with pytest.raises(ConfigError, match="Allowed: least_loaded, round_robin"):
+        simulate([pool_of(2)], demand, load, GatewayModel(rule="session"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.lists(st.integers(0, 3), max_size=60), st.sampled_from(["least_loaded", "round_robin"]))
+def test_balancers_pick_what_the_rules_of_the_gateway_pick(size, releases, rule):
+    members = [SimpleNamespace(name=str(number), in_flight=0) for number in range(size)]
+    expected = make_rule(rule, members, RouterConfig(), random.Random(0))
+    balancer, in_flight = make_balancer(rule, size), []
+
+    for released in releases:
+        picked = balancer.take()
+        assert picked == expected.pick(range(size), None)
+        members[picked].in_flight += 1
+        in_flight.append(picked)
+        for _ in range(min(released, len(in_flight))):
+            member = in_flight.pop(len(in_flight) // 2)
+            balancer.release(member)
+            members[member].in_flight -= 1
+
+
+@pytest.mark.parametrize("step_time", [PlainStepTime(), PlainStepTime(6e-4), PlainStepTime(3e-4)])
+@pytest.mark.parametrize("num_seqs", [1, 3, 64])
+def test_pieces_of_decode_times_are_the_step_times_on_both_sides_of_a_kink(step_time, num_seqs):
+    times = DecodeTimes(step_time, 200_000)
+
+    pieces = {times.find_piece(num_seqs, context) for context in range(0, 200_000, 997)}
+
+    assert len(pieces) <= 3
+    for context in (0, 1, 40_001, 199_999, *(piece.end_tokens + 1 for piece in pieces if piece.end_tokens < 199_999)):
+        piece = times.find_piece(num_seqs, context)
+        batch = Batch(num_decode_seqs=num_seqs, decode_context_tokens=context, num_logit_rows=num_seqs)
+        assert piece.intercept_s + piece.slope_s * context == pytest.approx(step_time.step_s(batch), rel=1e-11)

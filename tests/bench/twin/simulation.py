@@ -26,8 +26,9 @@ from erhpc.plan.building import build_plan
 from erhpc.plan.plan import Plan
 from erhpc.plan.site import Site, decide_setting
 from erhpc.routing.artefact import read_artefact
+from erhpc.twin.demand import ClosedLoop, Demand, GatewayModel, ReplicaModel
 from erhpc.twin.scheduler import Limits
-from erhpc.twin.simulation import ClosedLoop, Demand, GatewayModel, Prediction, ReplicaModel, simulate
+from erhpc.twin.simulation import Prediction, simulate
 from erhpc.twin.step_time import Roofline
 from erhpc.workload.lengths import draw_tokens
 
