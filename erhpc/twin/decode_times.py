@@ -27,13 +27,21 @@ class Piece(NamedTuple):
 
 
 class DecodeTimes:
-    """The pieces for any number of decoding sequences of one model of step times, each found once."""
+    """The pieces for any number of decoding sequences of one model of step times, each found once.
+
+    It is a model of step times itself, the one it was made of: simulations that are given it in its place find no piece
+    twice.
+    """
 
     def __init__(self, step_time: StepTime, max_context_tokens: int) -> None:
-        """`max_context_tokens`: what all sequences together attend to at most."""
+        """`max_context_tokens`: what all sequences together attend to at most; beyond it steps are taken singly."""
         self._step_time = step_time
         self._max_context_tokens = max_context_tokens
         self._pieces: dict[int, tuple[Piece, ...]] = {}
+
+    def step_s(self, batch: Batch) -> float:
+        """See `StepTime.step_s`."""
+        return self._step_time.step_s(batch)
 
     def find_piece(self, num_seqs: int, context_tokens: int) -> Piece:
         """The piece that such a step lies on; on one that bends it is this step alone."""
@@ -70,12 +78,14 @@ class DecodeTimes:
         if high - low == 1:
             yield chord
             return
-        kink = self._guess_kink(num_seqs, low, low_s, high, high_s)
-        middle = (low + high) // 2 if kink is None else kink
+        middle = (low + high) // 2
         middle_s = self._ask(num_seqs, middle)
         if _is_close(middle_s, _at(chord, middle)):
             yield chord
             return
+        kink = self._guess_kink(num_seqs, low, low_s, high, high_s)
+        if kink is not None:
+            middle, middle_s = kink, self._ask(num_seqs, kink)
         yield from self._split(num_seqs, low, low_s, middle, middle_s)
         if kink is not None and middle + 1 < high:
             # The lines meet between two whole numbers of tokens: a piece of its own.

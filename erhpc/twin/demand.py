@@ -26,6 +26,7 @@ class ReplicaModel:
     expert: str
     limits: Limits
     step_time: StepTime
+    """Where several levels are simulated, a DecodeTimes of it spares each to find the same pieces again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

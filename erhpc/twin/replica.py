@@ -21,13 +21,13 @@ from erhpc.plan.memory import BLOCK_TOKENS
 from erhpc.twin.decode_times import DecodeTimes
 from erhpc.twin.scheduler import Limits, count_blocks
 from erhpc.twin.sequence import OUT, Prefill, Sequence
-from erhpc.twin.step_time import Batch, StepTime
+from erhpc.twin.step_time import Batch
 
 
 class Replica:
     """A queue, running sequences and KV blocks. `due_s` says when `finish`, then `start`, must be called next."""
 
-    def __init__(self, limits: Limits, step_time: StepTime, decode_times: DecodeTimes) -> None:
+    def __init__(self, limits: Limits, step_time: DecodeTimes) -> None:
         self.due_s = inf
         self.num_preemptions = 0
         self.stretches = array("d")
@@ -40,7 +40,6 @@ class Replica:
         self._reserves = limits.reserve_full_sequence
         self._has_long_prompts = limits.long_prefill_token_threshold > 0
         self._step_time = step_time
-        self._decode_times = decode_times
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, None] = {}
         self._partials: list[Sequence] = []
@@ -211,7 +210,7 @@ class Replica:
         if not decodes:
             return None
         self._scheduled = step
-        self._end_tokens, intercept_s, slope_s = self._decode_times.find_piece(decodes, context)
+        self._end_tokens, intercept_s, slope_s = self._step_time.find_piece(decodes, context)
         return intercept_s + slope_s * context, True, slope_s * decodes
 
     def _time(self, decodes: int, context: int, prefill: Prefill) -> tuple[float, bool, float]:
@@ -240,7 +239,7 @@ class Replica:
             return None
         self._scheduled = step
         if not prefill.num_seqs:
-            _, intercept_s, slope_s = self._decode_times.find_piece(decodes, context)
+            _, intercept_s, slope_s = self._step_time.find_piece(decodes, context)
             return intercept_s + slope_s * context, False, 0.0
         return self._time(decodes, context, prefill)
 

@@ -241,15 +241,14 @@ class _Level:
 
 
 def _build_replicas(models: Sequence[ReplicaModel]) -> list[Replica]:
-    """Replicas that have their model of step times in common find out its pieces together."""
+    """Replicas that have their model of step times in common share its pieces."""
     shared: dict[tuple[int, int], DecodeTimes] = {}
     replicas = []
     for model in models:
-        # Each decoding sequence may have begun a block that the next step fills.
-        most_tokens = model.limits.kv_capacity_tokens + model.limits.max_num_seqs
-        key = (id(model.step_time), most_tokens)
-        decode_times = shared.setdefault(key, DecodeTimes(model.step_time, most_tokens))
-        replicas.append(Replica(model.limits, model.step_time, decode_times))
+        step_time, most_tokens = model.step_time, model.limits.kv_capacity_tokens
+        if not isinstance(step_time, DecodeTimes):
+            step_time = shared.setdefault((id(step_time), most_tokens), DecodeTimes(step_time, most_tokens))
+        replicas.append(Replica(model.limits, step_time))
     return replicas
 
 

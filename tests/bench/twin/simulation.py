@@ -1,6 +1,6 @@
 """How long the twin takes to play the paper's grid, and a level a hundred times as large. Prints seconds, asserts none.
 
-    python -m tests.bench.twin.simulation --requests-per-user 4
+    python -m tests.bench.twin.simulation --requests-per-user 3
 
 The grid: the experiments of conf/experiment on eight A100 (as the plan places them) at the user levels of
 conf/workload/paper.yaml. Prompts are the demo corpus, routed by a classifier fitted on it; reading, fitting and
@@ -26,6 +26,7 @@ from erhpc.plan.building import build_plan
 from erhpc.plan.plan import Plan
 from erhpc.plan.site import Site, decide_setting
 from erhpc.routing.artefact import read_artefact
+from erhpc.twin.decode_times import DecodeTimes
 from erhpc.twin.demand import ClosedLoop, Demand, GatewayModel, ReplicaModel
 from erhpc.twin.scheduler import Limits
 from erhpc.twin.simulation import Prediction, simulate
@@ -43,7 +44,7 @@ MOST_USERS, MANY_REPLICAS = 100_000, 1_000
 def main() -> None:
     """Time the grid, then the large level."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests-per-user", type=int, default=4)
+    parser.add_argument("--requests-per-user", type=int, default=3)
     parser.add_argument("--asynchronous", action="store_true", help="with asynchronous scheduling")
     parser.add_argument("--without-large", action="store_true", help="the grid only")
     options = parser.parse_args()
@@ -100,20 +101,10 @@ def compose(name: str) -> ExperimentConfig:
 
 def list_replicas(plan: Plan, *, asynchronous: bool) -> list[ReplicaModel]:
     """The replicas of a plan; those of equal experts share one model of step times."""
-    step_times: dict[str, Roofline] = {}
+    step_times: dict[str, DecodeTimes] = {}
     models = []
     for replica in plan.replicas:
         expert = plan.experiment.experts[replica.expert]
-        step_time = step_times.setdefault(
-            repr((expert.architecture, expert.dtype, expert.quantization, expert.tensor_parallel)),
-            Roofline(
-                expert.architecture,
-                dtype=expert.dtype,
-                quantization=expert.quantization,
-                tensor_parallel=expert.tensor_parallel,
-                gpu=plan.experiment.cluster.gpu,
-            ),
-        )
         limits = Limits(
             max_num_seqs=expert.max_num_seqs,
             max_num_batched_tokens=expert.max_num_batched_tokens,
@@ -121,6 +112,14 @@ def list_replicas(plan: Plan, *, asynchronous: bool) -> list[ReplicaModel]:
             kv_capacity_tokens=replica.memory.kv_capacity_tokens,
             asynchronous=asynchronous,
         )
+        roofline = Roofline(
+            expert.architecture,
+            dtype=expert.dtype,
+            quantization=expert.quantization,
+            tensor_parallel=expert.tensor_parallel,
+            gpu=plan.experiment.cluster.gpu,
+        )
+        step_time = step_times.setdefault(repr(expert), DecodeTimes(roofline, limits.kv_capacity_tokens))
         models.append(ReplicaModel(replica=replica.replica, expert=replica.expert, limits=limits, step_time=step_time))
     return models
 
