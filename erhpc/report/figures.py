@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from erhpc.report.loads import read_loads, split_loops
 from erhpc.report.panels import Panel, choose_panels, name_load_axis
-from erhpc.report.runs import EXTERNAL, MARK, is_all_emulated, is_emulated
+from erhpc.report.runs import EXTERNAL, describe_mark, describe_watermark
 from erhpc.report.scales import choose_digits, choose_ticks, format_load
 from erhpc.report.series import Series, split_series
 
@@ -226,17 +226,18 @@ def _style_expert(index: int) -> Style:
 
 
 def _add_title(figure: Figure, levels: pd.DataFrame, title: str) -> None:
-    """Title of the figure, and above it the boxed mark if any of `levels` is emulated; the plots end below both."""
+    """Title of the figure, and above it the boxed mark where `levels` were not measured; the plots end below both."""
     height_inches = figure.get_figheight()
-    mark_inches = MARK_INCHES if is_emulated(levels) else 0.0
+    mark = describe_mark(levels, "Series")
+    mark_inches = 0.0 if mark is None else MARK_INCHES * len(mark.splitlines())
     plots_end = 1 - (mark_inches + TITLE_INCHES) / height_inches
     figure.set_layout_engine("constrained", rect=(0, 0, 1, plots_end), w_pad=0.12, h_pad=0.1)
     figure.text(0.5, plots_end + TITLE_INCHES / 2 / height_inches, title, fontsize=13, ha="center", va="center")
-    if is_emulated(levels):
+    if mark is not None:
         figure.text(
             0.5,
             1 - 0.6 * mark_inches / height_inches,
-            MARK if is_all_emulated(levels) else f"Series named (emulated) are {MARK}",
+            mark,
             bbox={"boxstyle": "square,pad=0.4", "facecolor": "white", "edgecolor": MARK_COLOUR, "linewidth": 2},
             color=MARK_COLOUR,
             fontsize=13,
@@ -248,8 +249,8 @@ def _add_title(figure: Figure, levels: pd.DataFrame, title: str) -> None:
 
 def _add_watermark(axes: Any, levels: pd.DataFrame, style: Style) -> None:
     # In every panel: a panel cut out of its figure must still say what it shows.
-    if is_emulated(levels):
-        text = "EMULATED" if is_all_emulated(levels) else "PARTLY\nEMULATED"
+    text = describe_watermark(levels)
+    if text is not None:
         axes.text(0.5, 0.5, text, transform=axes.transAxes, **WATERMARK, **style)
 
 

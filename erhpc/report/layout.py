@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from erhpc.report.runs import EMULATED, EXTERNAL, MARK, is_all_emulated, is_emulated
+from erhpc.report.runs import EXTERNAL, describe_mark
 from erhpc.report.series import Series
 
 STYLE: dict[str, Any] = {
@@ -96,7 +96,6 @@ def make_title(text: str, levels: pd.DataFrame) -> Text:
     title = Text(text)
     if (levels["engine"] == EXTERNAL).all():
         title.append(f" ({EXTERNAL})")
-    if is_emulated(levels):
-        mark = MARK if is_all_emulated(levels) else f"runs named ({EMULATED}) are {MARK}"
+    for mark in (describe_mark(levels, "runs") or "").splitlines():
         title.append("\n").append(f" {mark} ", style="bold white on red")
     return title

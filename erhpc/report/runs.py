@@ -12,6 +12,7 @@ import pandas as pd
 
 from erhpc.errors import InputError
 from erhpc.results.paths import RunPaths
+from erhpc.results.record import PREDICTED
 from erhpc.results.store import read_levels
 
 EMULATED = "emulated"
@@ -19,6 +20,10 @@ EXTERNAL = "external"
 """The engine of a server that erhpc did not start: it may be anything, and is measured, not emulated."""
 MARK = "EMULATED: not measured on GPUs"
 """What everything that shows an emulated result says."""
+PREDICTED_MARK = "PREDICTED: computed, not measured"
+"""What everything that shows a prediction of the twin says."""
+MARKS = {EMULATED: MARK, PREDICTED: PREDICTED_MARK}
+"""The engines that no measurement on a GPU stands behind, and what is said of each."""
 
 
 def find_runs(folders: Iterable[Path]) -> list[RunPaths]:
@@ -53,14 +58,28 @@ def load_levels(runs: Sequence[RunPaths]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def is_emulated(levels: pd.DataFrame) -> bool:
-    """Whether any of `levels` was served by the emulated engine, so that whatever shows them must say so."""
-    return bool((levels["engine"] == EMULATED).any())
+def describe_mark(levels: pd.DataFrame, shown: str) -> str | None:
+    """What must be said of `levels` of which not all were measured, a line per engine; None if all were.
+
+    `shown` is what those not measured are shown as, e.g. "runs".
+    """
+    marks = _list_marks(levels)
+    if len(marks) == 1 and levels["engine"].isin(marks).all():
+        return next(iter(marks.values()))
+    return "\n".join(f"{shown} named ({engine}) are {mark}" for engine, mark in marks.items()) or None
 
 
-def is_all_emulated(levels: pd.DataFrame) -> bool:
-    """Whether none of `levels` was measured on a real engine."""
-    return bool((levels["engine"] == EMULATED).all())
+def describe_watermark(levels: pd.DataFrame) -> str | None:
+    """`describe_mark` in a word or two, to be written across a panel."""
+    marks = _list_marks(levels)
+    words = [engine.upper() for engine in marks]
+    if words and not levels["engine"].isin(marks).all():
+        words.insert(0, "PARTLY")
+    return "\n".join(words) or None
+
+
+def _list_marks(levels: pd.DataFrame) -> dict[str, str]:
+    return {engine: mark for engine, mark in MARKS.items() if (levels["engine"] == engine).any()}
 
 
 def _find_below(folder: Path) -> Iterator[RunPaths]:

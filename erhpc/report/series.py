@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from erhpc.report.runs import EMULATED, EXTERNAL
+from erhpc.report.runs import EXTERNAL, MARKS
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,6 @@ def split_series(levels: pd.DataFrame) -> list[Series]:
 
 
 def name_run(experiment: str, engine: str, run_id: str | None = None) -> str:
-    """How a report calls a run; one on emulated experts, or on a server of others, never looks like one of erhpc's."""
-    name = f"{experiment} ({engine})" if engine in (EMULATED, EXTERNAL) else experiment
+    """How a report calls a run; one not measured, or on a server of others, never looks like one of erhpc's."""
+    name = f"{experiment} ({engine})" if engine in (*MARKS, EXTERNAL) else experiment
     return name if run_id is None else f"{name}, {run_id}"

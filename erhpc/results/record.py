@@ -18,10 +18,13 @@ from typing import Literal, get_args
 
 SCHEMA_VERSION = 3
 
+PREDICTED = "predicted"
+"""The engine of what the twin computed: nothing served it, nothing was measured."""
+
 Status = Literal["ok", "failed", "cancelled"]
 Phase = Literal["warmup", "measure", "drain"]
 Origin = Literal["sent", "scheduled"]
-Stamper = Literal["kernel", "loop"]
+Stamper = Literal["kernel", "loop", "twin"]
 ErrorKind = Literal[
     "connect",
     "tls",
@@ -62,7 +65,9 @@ class Column:
 RECORD_COLUMNS: tuple[Column, ...] = (
     Column("experiment", "string", "name of the experiment"),
     Column("run_id", "string", "name of the run's folder, <time>-<id>"),
-    Column("engine", "string", "vllm or emulated: what served the tokens"),
+    Column(
+        "engine", "string", "vllm or emulated: what served the tokens; predicted: nothing did, the twin computed them"
+    ),
     Column("level", "int32", "index of the level within the run, from 0"),
     Column("users", "int32", "concurrent users of the level; null in an open loop"),
     Column("rate_per_s", "float64", "requests per second of the level, as asked; null in a closed loop"),
@@ -84,7 +89,9 @@ RECORD_COLUMNS: tuple[Column, ...] = (
     Column("scheduled_monotonic_ns", "int64", "when the request was due, client's monotonic clock"),
     Column("sent_monotonic_ns", "int64", "when the bytes of the request left; connecting is over by then"),
     Column("latency_from", "string", "where latencies count from: sent (closed loop) or scheduled (open loop)"),
-    Column("stamped_by", "string", "who stamped the arrivals: kernel or loop (the client's event loop)"),
+    Column(
+        "stamped_by", "string", "who stamped the arrivals: kernel, loop (the client's event loop) or, predicted, twin"
+    ),
     Column("first_token_monotonic_ns", "int64", "when the first token arrived, null if none did"),
     Column("last_token_monotonic_ns", "int64", "when the last token arrived, null if none did"),
     Column("end_monotonic_ns", "int64", "when the answer ended or failed"),
@@ -121,7 +128,12 @@ _LATENCIES = (
 LEVEL_COLUMNS: tuple[Column, ...] = (
     Column("experiment", "string", "name of the experiment"),
     Column("run_id", "string", "name of the run's folder, <time>-<id>"),
-    Column("engine", "string", "vllm or emulated: what served the tokens; external: a server that erhpc did not start"),
+    Column(
+        "engine",
+        "string",
+        "vllm or emulated: what served the tokens; external: a server that erhpc did not start; predicted: nothing "
+        "did, the twin computed them",
+    ),
     Column("level", "int32", "index of the level within the run, from 0"),
     Column("arrivals", "string", "closed (users), or the open loop's kind: poisson, gamma, constant, trace"),
     Column("users", "int32", "concurrent users asked for; null in an open loop"),

@@ -8,7 +8,7 @@ import pytest
 
 from erhpc.report.__main__ import main
 from erhpc.report.figures import draw_expert_share, draw_overview
-from erhpc.report.runs import MARK, find_runs, load_levels
+from erhpc.report.runs import MARK, PREDICTED_MARK, find_runs, load_levels
 from erhpc.report.scales import choose_digits, choose_ticks
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import LevelIdentity
@@ -107,6 +107,20 @@ def test_every_figure_of_emulated_results_carries_the_mark_in_every_panel(tmp_pa
     assert MARK in shares
     assert (overview.count("EMULATED"), shares.count("EMULATED")) == (4, 1)
     assert "quickstart (emulated)" in overview
+
+
+def test_predicted_results_never_look_like_measured_ones(tmp_path):
+    predicted = write_run(tmp_path / "a", engine="predicted", users=(1, 4))
+    measured = write_run(tmp_path / "b", engine="vllm", users=(1, 4))
+
+    alone = [texts_of(draw(levels_of(predicted))) for draw in (draw_overview, draw_expert_share)]
+    beside = texts_of(draw_overview(levels_of(predicted, measured)))
+
+    assert all(PREDICTED_MARK in texts for texts in alone)
+    assert [texts.count("PREDICTED") for texts in alone] == [4, 1]
+    assert beside.count("PARTLY\nPREDICTED") == 4
+    assert f"Series named (predicted) are {PREDICTED_MARK}" in beside
+    assert {"quickstart (predicted), a", "quickstart, b"} <= set(beside)
 
 
 def test_measured_results_carry_no_mark(tmp_path):

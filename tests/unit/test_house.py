@@ -17,7 +17,8 @@ ROOMS = {
     "plan": {"results"},
     "corpus": set(),
     "routing": {"corpus"},
-    "twin": {"plan"},
+    # A prediction has the records of a measurement.
+    "twin": {"plan", "results"},
     "results": set(),
     "experts": {"plan", "results", "twin"},
     "gateway": {"http1", "plan", "results", "routing"},

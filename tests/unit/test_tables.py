@@ -105,6 +105,19 @@ def test_emulated_levels_are_announced_above_the_table():
     assert "EMULATED" not in render(make_level(1))
 
 
+def test_predicted_levels_are_announced_above_the_table():
+    assert "PREDICTED: computed, not measured" in render(make_level(1, engine="predicted"))
+
+
+def test_emulated_and_predicted_runs_in_one_table_are_told_apart():
+    text = render(
+        make_level(1, run_id="a", engine="predicted"), make_level(1, run_id="b", engine="emulated"), width=150
+    )
+
+    assert "runs named (emulated) are EMULATED: not measured on GPUs" in text
+    assert "runs named (predicted) are PREDICTED: computed, not measured" in text
+
+
 def test_emulated_runs_beside_measured_ones_are_named_one_by_one():
     text = render(
         make_level(1, experiment="measured", run_id="a"), make_level(1, run_id="b", engine="emulated"), width=120
