@@ -105,7 +105,7 @@ class StandaloneGatewayConfig:
     port: int = 8000
     """0: any free one."""
     status_port: int | None = None
-    """Where the gateway tells of itself apart from requests; null: the next one after `port`."""
+    """Where the gateway tells of itself apart from requests; null: `port` + 1000."""
     key: str | None = None
     """File with the bearer token that users need; null: none is needed, unless gateway.keys names some."""
     expert_key: str | None = None

@@ -24,6 +24,8 @@ from erhpc.plan.specs import Endpoint, GatewaySpec
 from erhpc.standalone import stop_on_signals
 
 EXIT_FAILED = 1
+STATUS_OFFSET = 1000
+"""From the port to that of the status: servers in front of which a gateway stands are often on the ports next to it."""
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(\w+://.*)")
 
 
@@ -82,7 +84,7 @@ async def build_spec(config: StandaloneGatewayConfig) -> GatewaySpec:
             )
         number = sum(endpoint.expert == expert for endpoint in endpoints)
         endpoints.append(Endpoint(replica=f"{expert}-{number}", expert=expert, model=model, url=find_base_url(url)))
-    status_port = config.status_port if config.status_port is not None else config.port and config.port + 1
+    status_port = config.status_port if config.status_port is not None else config.port and config.port + STATUS_OFFSET
     return GatewaySpec(
         host=config.host,
         port=config.port,
