@@ -331,6 +331,16 @@ async def test_what_is_unusual_but_clear_is_answered_once(relay, name):
         assert (house.replica.num_requests, count_smuggled(house.replica), house.replica.strange) == (2, 0, [])
 
 
+@pytest.mark.parametrize("value", ["\N{SNOWMAN}".encode(), b"\xff\xfe", b"x" * 7000], ids=["UTF-8", "no UTF-8", "long"])
+@pytest.mark.parametrize("name", [b"traceparent", b"tracestate", b"x-session-id", b"x-request-id", b"authorization"])
+@pytest.mark.parametrize("framing", [(LENGTH, ASKED), (CHUNKED, IN_CHUNKS)], ids=["length", "chunks"])
+async def test_a_header_that_is_read_or_passed_on_may_hold_anything(relay, framing, name, value):
+    fields, body = framing
+    async with housing(relay, policy="session") as house:
+        head, answer = await asyncio.wait_for(house.gate.ask(post(b"%b: %b\r\n" % (name, value) + fields, body)), 5)
+        assert (head.split(b" ")[1], answer) == (b"200", JSON)
+
+
 TURNED_AWAY = {
     "no such route": (post(b"content-length: %d\r\n" % len(SMUGGLED), SMUGGLED, target=b"/v1/nothing"), b"404"),
     "no such method": (request(SMUGGLED, CHAT, "PUT"), b"405"),
