@@ -36,6 +36,7 @@ from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER
 from erhpc.results.telemetry import LoopLag, parse_window_s
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 LOGGER = logging.getLogger("erhpc.gateway")
@@ -159,6 +160,19 @@ class Gateway:
 
     async def _telemetry(self, request: web.Request) -> web.Response:
         return answer_json({"lag_p99_s": self._lag.p99_s(read_window_s(request))})
+
+
+def refuse_expectations(handler: BaseHandler, desk: Desk) -> BaseHandler:
+    """What aiohttp is to call in place of `handler`, which fails over expectations that are no text."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "100-continue").lower() == "100-continue":
+            return await handler(request)
+        error = ApiError(417, "The only expectation that is met is 100-continue. Leave the header Expect out.")
+        desk.note_refusal(error)
+        return answer_error(error, {REQUEST_ID: choose_request_id(request.headers.get("x-request-id"))})
+
+    return handle
 
 
 def read_request_id(request: web.Request) -> str:

@@ -341,6 +341,18 @@ async def test_a_header_that_is_read_or_passed_on_may_hold_anything(relay, frami
         assert (head.split(b" ")[1], answer) == (b"200", JSON)
 
 
+@pytest.mark.parametrize("value", [b"x", b"\xff\xfe"])
+@pytest.mark.parametrize("target", [CHAT.encode(), b"/nowhere"])
+async def test_an_expectation_that_cannot_be_met_is_answered_417(relay, target, value):
+    async with housing(relay) as house:
+        head, body = await asyncio.wait_for(
+            house.gate.ask(post(b"expect: %b\r\n" % value + LENGTH, ASKED, target=target)), 5
+        )
+        assert head.startswith(b"HTTP/1.1 417 ")
+        assert body.startswith(b'{"error":')
+        assert (await house.gate.outcomes(), house.replica.num_requests) == ({"refused": 1}, 0)
+
+
 TURNED_AWAY = {
     "no such route": (post(b"content-length: %d\r\n" % len(SMUGGLED), SMUGGLED, target=b"/v1/nothing"), b"404"),
     "no such method": (request(SMUGGLED, CHAT, "PUT"), b"405"),
