@@ -36,6 +36,7 @@ from erhpc.gateway.surface import Surface, answer_json
 from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER, QUEUE_HEADER, SESSION_HEADER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 OTHER_PATHS = (
     "/v1/embeddings", "/v1/responses", "/v1/score", "/v1/rerank", "/v2/rerank", "/v1/classify", "/v1/pooling",
@@ -212,6 +213,19 @@ class Gateway:
     def _describe(self, name: str) -> dict[str, object]:
         owner = f"{EMULATED_OWNER}emulated" if self._desk.spec.is_emulated else OWNER
         return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def refuse_expectations(handler: BaseHandler, desk: Desk) -> BaseHandler:
+    """What aiohttp is to call in place of `handler`, which fails over expectations that are no text."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "100-continue").lower() == "100-continue":
+            return await handler(request)
+        error = ApiError(417, "The only expectation that is met is 100-continue. Leave the header Expect out.")
+        desk.note_refusal(error)
+        return answer_error(error, {REQUEST_ID: choose_request_id(request.headers.get("x-request-id"))})
+
+    return handle
 
 
 def read_request_id(request: web.Request) -> str:

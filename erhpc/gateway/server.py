@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from aiohttp import web
 
 from erhpc.errors import InputError, ProcessError
-from erhpc.gateway.app import LOGGER, Gateway
+from erhpc.gateway.app import LOGGER, Gateway, refuse_expectations
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import KEEP_ALIVE_S, Front
 from erhpc.gateway.keys import KeyRing
@@ -94,6 +94,7 @@ async def serve(
         await runner.setup()
         closing.push_async_callback(runner.cleanup)
         assert runner.server is not None  # setup made it
+        runner.server.request_handler = refuse_expectations(runner.server.request_handler, desk)
         make_protocol: Callable[[], asyncio.BaseProtocol] = runner.server
         front = None
         if spec.limits.relay == "fast":
