@@ -168,7 +168,10 @@ class Passage:
             self._upstream = None
         if self._has_written:
             self._caller.write(data)
-            self._before_last, self._last = self._last, data
+            if is_over:
+                self._last += data  # which may be no more than the end of the chunks
+            else:
+                self._before_last, self._last = self._last, data
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
             self._has_written = True
             self._last = b"".join((*self._kept, data))

@@ -534,11 +534,11 @@ async def test_the_tokens_that_a_stream_says_it_used_are_counted_in_however_many
 
     async with housing(stream) as house:
         for number in (1, 2):
+            may_go_on.release()
             async with house.ask(stream=True, stream_options={"include_usage": True}) as response:
                 for piece in WITH_USAGE:
-                    may_go_on.release()
                     assert await response.content.readexactly(len(piece)) == piece
-                may_go_on.release()
+                    may_go_on.release()
                 assert await response.read() == b""
             assert await tokens(house) == [12 * number, 18 * number]
 
