@@ -135,8 +135,9 @@ class Passage:
         upstream = self._upstream
         num_pieces = upstream.num_pieces if upstream is not None else 0
         if num_pieces != self._num_pieces or self._silent_since_s is None or self._is_paused:
+            if num_pieces != self._num_pieces:
+                self._forward.replica.note_heard(round(now_s * 1e9))
             self._num_pieces, self._silent_since_s = num_pieces, now_s
-            self._forward.replica.note_heard(round(now_s * 1e9))
         elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
             self._fail(silent(self._forward.replica.name, self._limits.idle_timeout_s))
 
