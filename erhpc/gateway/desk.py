@@ -57,6 +57,8 @@ class Forward:
     """Headers of the request that the replica gets too."""
     tried: tuple[int, ...] = ()
     """Replicas that failed."""
+    began_ns: int = 0
+    """When the request was complete, or its wait for an expert over, by the performance counter (plain relay)."""
 
     @property
     def url(self) -> str:

@@ -229,7 +229,9 @@ class Passage:
         if self._is_paused:
             upstream.pause()
         upstream.ask(self, self._build_request())
-        self._desk.metrics.forward.add(time.perf_counter_ns() - self._began_ns)
+        if self._began_ns:
+            self._desk.metrics.forward.add(time.perf_counter_ns() - self._began_ns)
+            self._began_ns = 0  # what is sent again elsewhere was sent on already
 
     def _build_request(self) -> bytes:
         forward = self._forward

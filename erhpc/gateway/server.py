@@ -69,7 +69,7 @@ async def serve(
     keys = KeyRing(key, spec.limits.keys, num_slots=KEY_SLOTS)
     context = load_certificate(spec)
     async with AsyncExitStack() as closing:
-        relay = PlainRelay(spec.limits, key)
+        relay = PlainRelay(spec.limits, key, metrics.first_write)
         closing.push_async_callback(relay.close)
         lag = LoopLag(values=LoopLagRing(own.lag_memory(row), metrics.loop_lag))
         lag.start()
