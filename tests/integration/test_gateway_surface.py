@@ -17,7 +17,8 @@ from aiohttp import web
 
 from erhpc.config import GatewayConfig
 from erhpc.errors import InputError
-from erhpc.gateway import front, prober, server
+from erhpc.gateway import front, prober
+from erhpc.gateway import keys as key_file
 from erhpc.gateway.app import OTHER_PATHS
 from tests.fakes.gateway_house import (
     CHAT,
@@ -60,7 +61,7 @@ def rewrite(path, text):
 @pytest.fixture
 def keys(tmp_path, monkeypatch):
     """A file of keys that is looked at often."""
-    monkeypatch.setattr(server, "REFRESH_S", 0.01)
+    monkeypatch.setattr(key_file, "REFRESH_S", 0.01)
     path = tmp_path / "keys"
     path.write_text(f"ann {SECRET}\nann {SECRET}-new\nbob b-1\n")
     return path
