@@ -139,15 +139,18 @@ class Gateway:
 
     async def _read(self, api: Api, request: web.Request) -> Forward:
         body = await read_body(request, self._desk.spec.limits.max_body_bytes)
+        began_ns = time.perf_counter_ns()
         given = ((name, request.headers.get(name)) for name in PASSED_HEADERS)
         passed = tuple((name, value) for name, value in given if value is not None and value.isascii())
-        return self._desk.decide(
+        forward = self._desk.decide(
             request.path_qs,
             parse_inquiry(api, body),
             read_request_id(request),
             session_header=request.headers.get(SESSION_HEADER),
             passed_headers=passed,
         )
+        forward.began_ns = began_ns
+        return forward
 
     async def _pass_on(self, request: web.Request, forward: Forward, waited_s: float) -> web.StreamResponse:
         desk = self._desk
@@ -161,6 +164,7 @@ class Gateway:
             raise
         with ticket:
             if waited_for_expert_s:
+                forward.began_ns = time.perf_counter_ns()
                 desk.choose_again(forward)
             return await self._relay_somewhere(request, forward, waited_s + waited_for_expert_s)
 
@@ -172,6 +176,7 @@ class Gateway:
             forward.reply_headers[QUEUE_HEADER] = f"{waited_s * 1e6:.1f}"
         if desk.redirects:
             return web.Response(status=307, headers=desk.redirect(forward, self._expert_key, time.time()))
+        desk.metrics.forward.add(time.perf_counter_ns() - forward.began_ns)
         with desk.begin(forward) as flight:
 
             def judge(upstream: aiohttp.ClientResponse) -> bool:

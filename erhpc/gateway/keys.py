@@ -6,13 +6,17 @@ guess takes tells nothing of a key; none is ever printed.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from erhpc.errors import InputError
 
+REFRESH_S = 1.0
+"""How often the file of keys is looked at."""
 _SCHEME = b"bearer "
 
 
@@ -84,6 +88,23 @@ class KeyRing:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+async def follow(keys: KeyRing, *, tells: bool) -> None:
+    """Follow the file of keys, for ever; when it cannot be read, the keys that were known stay.
+
+    `tells`: whether that is said on stderr; one process of a gateway says it.
+    """
+    told = ""
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        try:
+            keys.refresh()
+            told = ""
+        except InputError as error:
+            if str(error) != told and tells:
+                told = str(error)
+                print(f"gateway: {told} The keys that were known stay.", file=sys.stderr, flush=True)
 
 
 def parse_keys(text: str, where: str, num_slots: int) -> dict[bytes, Holder]:

@@ -136,8 +136,9 @@ class Passage:
         upstream = self._upstream
         num_pieces = upstream.num_pieces if upstream is not None else 0
         if num_pieces != self._num_pieces or self._silent_since_s is None or self._is_paused:
+            if num_pieces != self._num_pieces:
+                self._forward.replica.note_heard(round(now_s * 1e9))
             self._num_pieces, self._silent_since_s = num_pieces, now_s
-            self._forward.replica.note_heard(round(now_s * 1e9))
         elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
             self._fail(silent(self._forward.replica.name, self._limits.idle_timeout_s))
 
@@ -161,7 +162,10 @@ class Passage:
             self._upstream = None
         if self._has_written:
             self._caller.write(data)
-            self._before_last, self._last = self._last, data
+            if is_over:
+                self._last += data  # which may be no more than the end of the chunks
+            else:
+                self._before_last, self._last = self._last, data
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
             self._has_written = True
             self._last = b"".join((*self._kept, data))
@@ -218,7 +222,9 @@ class Passage:
         if self._is_paused:
             upstream.pause()
         upstream.ask(self, self._build_request())
-        self._desk.metrics.forward.add(time.perf_counter_ns() - self._began_ns)
+        if self._began_ns:
+            self._desk.metrics.forward.add(time.perf_counter_ns() - self._began_ns)
+            self._began_ns = 0  # what is sent again elsewhere was sent on already
 
     def _build_request(self) -> bytes:
         forward = self._forward

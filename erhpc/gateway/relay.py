@@ -1,6 +1,6 @@
 """Passes a request on to a replica and its answer back, chunk by chunk, on aiohttp's client.
 
-The only place that talks to replicas for clients. It chooses no replica and counts nothing; a faster relay
+The only place that talks to replicas for clients. It chooses no replica and counts no request; a faster relay
 implements `Relay` beside this one.
 """
 
@@ -17,6 +17,7 @@ from aiohttp import web
 from erhpc.config import GatewayConfig
 from erhpc.gateway.desk import Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
+from erhpc.gateway.histogram import Histogram
 from erhpc.plan.protocol import KEEP_ALIVE_S
 
 EVENT_STREAM = "text/event-stream"
@@ -52,9 +53,13 @@ class Relay(Protocol):
 
 
 class PlainRelay:
-    """The relay on aiohttp's client: the reference. `key` is sent to replicas as bearer; needs a running event loop."""
+    """The relay on aiohttp's client: the reference. `key` is sent to replicas as bearer; needs a running event loop.
 
-    def __init__(self, limits: GatewayConfig, key: str | None) -> None:
+    `first_write` receives how long the first byte of each stream took to be written.
+    """
+
+    def __init__(self, limits: GatewayConfig, key: str | None, first_write: Histogram) -> None:
+        self._first_write = first_write
         self._idle_timeout_s = limits.idle_timeout_s
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._session = aiohttp.ClientSession(
@@ -117,7 +122,7 @@ class PlainRelay:
         self, forward: Forward, content: aiohttp.StreamReader, response: web.StreamResponse
     ) -> tuple[Outcome, bytes]:
         """How the answer ended, and the pieces that came last."""
-        end, before = b"\n\n", b""
+        end, before, has_begun = b"\n\n", b"", False
         while True:
             try:
                 chunk = await content.readany()
@@ -128,7 +133,11 @@ class PlainRelay:
                 return failure.outcome, b""
             if not chunk:
                 return Outcome.OK, before + end
+            came_ns = time.perf_counter_ns()
             await response.write(chunk)
+            if not has_begun:
+                has_begun = True
+                self._first_write.add(time.perf_counter_ns() - came_ns)
             forward.replica.note_heard(time.monotonic_ns())
             before, end = end, chunk
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +18,7 @@ from erhpc.errors import InputError, ProcessError
 from erhpc.gateway.app import LOGGER, Gateway, refuse_expectations
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import KEEP_ALIVE_S, Front
-from erhpc.gateway.keys import KeyRing
+from erhpc.gateway.keys import KeyRing, follow
 from erhpc.gateway.metrics import KEY_SLOTS, Metrics
 from erhpc.gateway.prober import Prober
 from erhpc.gateway.relay import PlainRelay
@@ -37,8 +36,6 @@ TICK_S = 0.1
 """How often the queue is looked through for who has waited too long."""
 QUICK_TICK_S = 0.005
 """The same while someone waits and another process may give a place up."""
-REFRESH_S = 1.0
-"""How often the file of keys is looked at."""
 BACKLOG = 4096
 """Connections that may wait to be accepted: all users arrive at once."""
 
@@ -72,7 +69,7 @@ async def serve(
     keys = KeyRing(key, spec.limits.keys, num_slots=KEY_SLOTS)
     context = load_certificate(spec)
     async with AsyncExitStack() as closing:
-        relay = PlainRelay(spec.limits, expert_key)
+        relay = PlainRelay(spec.limits, expert_key, metrics.first_write)
         closing.push_async_callback(relay.close)
         lag = LoopLag(values=LoopLagRing(own.lag_memory(row), metrics.loop_lag))
         lag.start()
@@ -80,7 +77,7 @@ async def serve(
         if shared is None:
             await closing.enter_async_context(Prober(replicas, is_blind=spec.limits.data_path == "redirect"))
         desk = Desk(spec, replicas, router, metrics, keys)
-        for task in (_tick(desk, is_alone=shared is None), _refresh(keys)):
+        for task in (_tick(desk, is_alone=shared is None), follow(keys, tells=shared is None)):
             closing.callback(asyncio.create_task(task).cancel)
         surface = Surface(metrics, replicas, own.lags(), is_emulated=spec.is_emulated)
         runner = web.AppRunner(
@@ -119,20 +116,6 @@ async def _tick(desk: Desk, *, is_alone: bool) -> None:
     while True:
         await asyncio.sleep(TICK_S if is_alone or not desk.has_waiting else QUICK_TICK_S)
         desk.tick(time.monotonic())
-
-
-async def _refresh(keys: KeyRing) -> None:
-    """Follow the file of keys, for ever; when it cannot be read, the keys that were known stay."""
-    told = ""
-    while True:
-        await asyncio.sleep(REFRESH_S)
-        try:
-            keys.refresh()
-            told = ""
-        except InputError as error:
-            if str(error) != told:
-                told = str(error)
-                print(f"gateway: {told} The keys that were known stay.", file=sys.stderr, flush=True)
 
 
 def load_certificate(spec: GatewaySpec) -> ssl.SSLContext | None:

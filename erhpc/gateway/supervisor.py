@@ -20,7 +20,7 @@ from aiohttp import web
 
 from erhpc.errors import ProcessError
 from erhpc.gateway.errors import ApiError, Outcome, answer_error, unauthorized, unknown_route
-from erhpc.gateway.keys import KeyRing
+from erhpc.gateway.keys import KeyRing, follow
 from erhpc.gateway.ledger import Ledger
 from erhpc.gateway.metrics import KEY_IN_FLIGHT, KEY_SLOTS, PLACED, REQUESTS, WAITING, Metrics
 from erhpc.gateway.prober import Prober
@@ -72,6 +72,7 @@ async def supervise(spec: GatewaySpec, make_argv: MakeArgv, *, key: str | None) 
         port = closing.enter_context(hold_port(spec.host, int(spec.port)))
         status_url = await closing.enter_async_context(_serve_status(spec, surface, keys))
         await closing.enter_async_context(Prober(replicas, is_blind=spec.limits.data_path == "redirect"))
+        closing.callback(asyncio.create_task(follow(keys, tells=True), name="keys").cancel)
         assert shared.descriptor is not None  # it is shared
         workers = [
             Worker(number, make_argv(number, port, shared.descriptor), shared, spec.endpoints, metrics)

@@ -17,7 +17,8 @@ from aiohttp import web
 
 from erhpc.config import GatewayConfig
 from erhpc.errors import InputError
-from erhpc.gateway import front, prober, server
+from erhpc.gateway import front, prober
+from erhpc.gateway import keys as key_file
 from erhpc.gateway.app import OTHER_PATHS
 from tests.fakes.gateway_house import (
     CHAT,
@@ -60,7 +61,7 @@ def rewrite(path, text):
 @pytest.fixture
 def keys(tmp_path, monkeypatch):
     """A file of keys that is looked at often."""
-    monkeypatch.setattr(server, "REFRESH_S", 0.01)
+    monkeypatch.setattr(key_file, "REFRESH_S", 0.01)
     path = tmp_path / "keys"
     path.write_text(f"ann {SECRET}\nann {SECRET}-new\nbob b-1\n")
     return path
@@ -534,11 +535,11 @@ async def test_the_tokens_that_a_stream_says_it_used_are_counted_in_however_many
 
     async with housing(stream) as house:
         for number in (1, 2):
+            may_go_on.release()
             async with house.ask(stream=True, stream_options={"include_usage": True}) as response:
                 for piece in WITH_USAGE:
-                    may_go_on.release()
                     assert await response.content.readexactly(len(piece)) == piece
-                may_go_on.release()
+                    may_go_on.release()
                 assert await response.read() == b""
             assert await tokens(house) == [12 * number, 18 * number]
 

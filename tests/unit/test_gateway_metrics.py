@@ -144,7 +144,7 @@ def test_the_state_of_replicas_is_told():
     first, second, third = (Replica(endpoint, metrics.ledger) for endpoint in make_endpoints(*names))
     first.close_off()
     second.is_draining = True
-    third.begin_request()
+    third.begin_request(0)
     samples = read(metrics)
     assert [samples[f'erhpc_circuit_state{{replica="{name}"}}'] for name in names] == [1, 2, 0]
     assert [samples[f'erhpc_replica_up{{replica="{name}"}}'] for name in names] == [0, 0, 1]
