@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
 from erhpc.gateway.answers import find_usage
+from erhpc.gateway.caller import REQUEST_TIMEOUT_S
 from erhpc.gateway.desk import REQUEST_ID, Desk, Forward
 from erhpc.gateway.errors import (
     ApiError,
@@ -28,7 +29,6 @@ from erhpc.gateway.errors import (
     unknown_model,
     unknown_route,
 )
-from erhpc.gateway.front import REQUEST_TIMEOUT_S
 from erhpc.gateway.relay import Relay, Relayed
 from erhpc.gateway.requests import PASSED_HEADERS, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.retries import is_retried

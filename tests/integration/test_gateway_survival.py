@@ -22,7 +22,7 @@ import pytest
 import uvloop
 
 from erhpc.config.routing import RELAYS
-from erhpc.gateway import app, front, server, upstream
+from erhpc.gateway import app, caller, front, server, upstream
 from erhpc.gateway import relay as plain_relay
 from tests.fakes.counting_replica import EVENT, JSON, CountingReplica
 from tests.gateways import CHAT, LAST, Gate, Streams, chat, read_response, request, serving
@@ -397,9 +397,9 @@ async def is_asked(house: House, num_requests: int) -> bool:
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of a second is a minute."""
     monkeypatch.setattr(front, "WATCH_S", 0.02)
-    for module in (app, front):
+    for module in (app, caller):
         monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.2)
-    for module in (front, server):
+    for module in (caller, server):
         monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.3)
 
 
@@ -433,7 +433,7 @@ async def test_a_body_that_arrives_a_byte_at_a_time_is_answered_and_holds_no_nei
 
 async def test_a_request_that_begins_on_a_connection_long_idle_has_all_its_time(relay, monkeypatch):
     monkeypatch.setattr(front, "WATCH_S", 0.01)
-    monkeypatch.setattr(front, "REQUEST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(caller, "REQUEST_TIMEOUT_S", 0.3)
     async with housing(relay) as house, house.gate.visit() as (reader, writer):
         writer.write(request(ASKED))
         await read_response(reader)

@@ -152,7 +152,7 @@ async def test_the_official_client_streams_although_the_gateway_passes_no_byte_o
             seed=0,
         )
         async with (
-            serve(spec, key=KEY) as url,
+            serve(spec, key=KEY, expert_key=KEY) as url,
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client,
             aiohttp.ClientSession() as session,
         ):
