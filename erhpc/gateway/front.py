@@ -66,6 +66,14 @@ class Front:
             await asyncio.sleep(WATCH_S)
             now_s = time.monotonic()
             for caller in list(self.callers):
-                caller.check_times(now_s)
+                self._check_times(caller, now_s)
             for pool in self.pools.values():
                 pool.close_idle()
+
+    def _check_times(self, caller: Caller, now_s: float) -> None:
+        try:
+            caller.check_times(now_s)
+        except Exception as error:  # a fault in one connection must not take the limits off all others
+            context = {"message": "gateway: limits of a connection", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            caller.close()
