@@ -124,7 +124,7 @@ class Replica:
         self._start_s = now_s
         self._step_s = step_s
         self._growth_s = growth_s
-        self._num_steps = 1 + (self._count_skippable() if is_plain and not self._ended else 0)
+        self._num_steps = 1 + (self._count_skippable() if is_plain else 0)
         self.due_s = now_s + self._elapsed_s(self._num_steps)
 
     def _elapsed_s(self, num_steps: int) -> float:
