@@ -140,8 +140,8 @@ def build_demand(experiment: ExperimentConfig) -> Demand:
     pools = route([prompt.text for prompt in prompts], experiment)
     return Demand(
         # About four characters are a token, and a chat template adds some.
-        prompt_tokens=[len(prompts[index].text) // 4 + 10 for index in chosen],
-        answer_tokens=[draw_tokens(experiment.workload.output_tokens, random) for _ in chosen],
+        prompt_tokens=np.array([len(prompts[index].text) // 4 + 10 for index in chosen]),
+        answer_tokens=np.array([draw_tokens(experiment.workload.output_tokens, random) for _ in chosen]),
         pool=np.array(pools)[chosen],
     )
 
