@@ -181,7 +181,7 @@ class Desk:
         holder = self.keys.find(authorization)
         if holder is None:
             raise unauthorized()
-        return self._visit(holder) if path.startswith("/v1/") else _FREE_VISIT
+        return self._visit(holder)
 
     def _visit(self, holder: Holder) -> Visit:
         limit = self.spec.limits.max_in_flight_per_key

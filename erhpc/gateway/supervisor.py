@@ -35,6 +35,7 @@ STOP_TIMEOUT_S = 5.0
 """Longer than answers in flight may take to end (server.STOP_TIMEOUT_S)."""
 STARE_S = 30.0
 """A process whose event loop has stood still for so long is killed."""
+LOOK_S = 1.0
 MAX_EARLY_DEATHS = 3
 """In a row, and the gateway gives up: it would go on for ever."""
 EARLY_S = 10.0
@@ -190,10 +191,14 @@ class Worker:
     async def _wait_for_death(self) -> int:
         assert self._process is not None
         exiting = asyncio.create_task(self._process.wait())
+        last_s, still_s = self._lags.last_s, 0.0
         try:
             while not exiting.done():
-                await asyncio.wait([exiting], timeout=1.0)
-                if not exiting.done() and time.monotonic() - (self._lags.last_s or time.monotonic()) > STARE_S:
+                await asyncio.wait([exiting], timeout=LOOK_S)
+                # By own looks, not by the clock: when a job is suspended and goes on, all have stood still.
+                still_s = still_s + LOOK_S if self._lags.last_s == last_s else 0.0
+                last_s = self._lags.last_s
+                if not exiting.done() and still_s > STARE_S:
                     print(f"gateway: process {self.number} stands still; killing it", file=sys.stderr, flush=True)
                     self._process.kill()
                     await exiting

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ import msgspec
 import pytest
 
 from erhpc.config import GatewayConfig
+from erhpc.gateway import supervisor
+from erhpc.gateway.supervisor import MAX_EARLY_DEATHS, supervise
+from erhpc.plan.specs import GatewaySpec
 from tests.fakes.gateway_house import CHAT, SUM, closed_doors, make_endpoint, make_spec, until
 from tests.fakes.scripted_replica import (
     FRAMES,
@@ -233,6 +237,78 @@ async def test_a_process_that_is_killed_is_started_again_and_what_it_had_is_coun
         assert [await house.sample(name) for name in GAUGES] == [0, 0, 0]
         assert await house.outcomes() == {"ok": 10, "lost": lost, "cancelled": len(answers) - lost}
         assert f"gateway: process 0 ended with code -{signal.SIGKILL}; starting it again" in house.errors
+
+
+async def test_a_gateway_whose_process_dies_again_and_again_gives_up(tmp_path):
+    async with running(tmp_path) as house:
+        stayed = house.workers[1]
+        for number in range(MAX_EARLY_DEATHS):
+            await until(lambda: house.is_sample("erhpc_processes", 2), within_s=20)
+            assert await house.sample("erhpc_process_restarts_total") == number
+            (victim,) = set(house.workers) - {stayed}
+            os.kill(victim, signal.SIGKILL)
+            if number < MAX_EARLY_DEATHS - 1:
+                await until(lambda n=number: house.is_sample("erhpc_process_restarts_total", n + 1), within_s=20)
+        assert await asyncio.wait_for(house.process.wait(), 20) == 1
+        assert not is_running(stayed)
+    assert house.errors[-1].startswith("gateway: error: Process 0 of the gateway died 3 times within 10 s of its start")
+    assert len(house.errors) == MAX_EARLY_DEATHS + 1
+
+
+@asynccontextmanager
+async def supervising(folder):
+    """A gateway that is watched over by this process; its status URL and the ids of its processes."""
+    async with ScriptedReplica(answer_json).serving() as replica:
+        path = write_spec(folder, replica)
+
+        def make_argv(number, port, memory):
+            own = ["--worker", str(number), "--port", str(port), "--memory", str(memory)]
+            return [sys.executable, "-m", "jobs.gateway_worker", "--spec", str(path), *own]
+
+        before = find_children()
+        spec = msgspec.json.decode(path.read_bytes(), type=GatewaySpec)
+        async with supervise(spec, make_argv, key=None) as places, aiohttp.ClientSession() as session:
+
+            async def restarts():
+                async with session.get(f"{places.status_url}/status.json") as response:
+                    return (await response.json())["restarts"]
+
+            yield restarts, find_children() - before
+
+
+def find_children():
+    threads = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for thread in threads for pid in thread.read_text().split()}
+
+
+async def test_a_process_that_stands_still_is_killed_and_started_again(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(supervisor, "STARE_S", 1.0)
+    async with supervising(tmp_path) as (restarts, workers):
+        victim = min(workers)
+        os.kill(victim, signal.SIGSTOP)
+
+        async def is_restarted():
+            return await restarts() == 1
+
+        await until(is_restarted, within_s=20)
+        assert not is_running(victim)
+    assert "stands still; killing it" in capfd.readouterr().err
+
+
+async def test_processes_that_stood_still_with_the_one_that_watches_are_left_alone(tmp_path, monkeypatch):
+    """Slurm suspends jobs, and people press Ctrl-Z."""
+    monkeypatch.setattr(supervisor, "STARE_S", 2.0)
+    async with supervising(tmp_path) as (restarts, workers):
+        assert await restarts() == 0
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        threading.Event().wait(3.0)  # this process stands still too, and is the first to go on
+        assert await restarts() == 0
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        for _ in range(20):
+            assert await restarts() == 0
+        assert all(map(is_running, workers))
 
 
 async def test_the_status_port_answers_while_the_processes_stand_still(tmp_path):
