@@ -46,12 +46,7 @@ async def _serve(config: StandaloneGatewayConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="erhpc-gateway-") as folder:
         path = Path(folder) / "spec.json"
         path.write_bytes(msgspec.json.encode(spec))
-
-        def make_argv(number: int, port: int, memory: int) -> list[str]:
-            own = ["--worker", str(number), "--port", str(port), "--memory", str(memory)]
-            return [sys.executable, "-m", "jobs.gateway_worker", "--spec", str(path), *own]
-
-        async with supervise(spec, make_argv, key=read_token("key", config.key)) as places:
+        async with supervise(spec, path, key=read_token("key", config.key)) as places:
             print(f"gateway: {places.url}/v1", flush=True)
             for endpoint in spec.endpoints:
                 print(f"  {endpoint.expert}: {endpoint.url} ({endpoint.model})")

@@ -15,14 +15,12 @@ from typing import Protocol
 from erhpc.gateway.answers import build_error, build_head, find_usage
 from erhpc.gateway.desk import Desk, Flight, Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
-from erhpc.gateway.relay import EVENT_STREAM, PASSED_HEADERS, judge_status
+from erhpc.gateway.relay import EVENT_STREAM, MAX_WHOLE_BYTES, PASSED_HEADERS, judge_status
 from erhpc.gateway.retries import is_retried
 from erhpc.gateway.upstream import Upstream, UpstreamPool
 from erhpc.http1.framing import ChunkedFraming
 from erhpc.http1.head import ResponseHead
 
-MAX_WHOLE_BYTES = 1024 * 1024
-"""Up to this long, an answer that is no stream is passed on when it is complete: so a failure is answered 502."""
 _PASSED = tuple((name.lower(), name.encode()) for name in PASSED_HEADERS)
 _LAST_CHUNK = b"0\r\n\r\n"
 

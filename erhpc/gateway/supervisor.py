@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
@@ -42,9 +43,6 @@ EARLY_S = 10.0
 CHECK_S = 0.05
 PROCESSES = ("erhpc_processes",)
 
-MakeArgv = Callable[[int, int, int], Sequence[str]]
-"""The command of process number k, the port it shares, the descriptor of the memory it shares."""
-
 
 @dataclass(frozen=True)
 class Places:
@@ -55,8 +53,10 @@ class Places:
 
 
 @asynccontextmanager
-async def supervise(spec: GatewaySpec, make_argv: MakeArgv, *, key: str | None) -> AsyncIterator[Places]:
+async def supervise(spec: GatewaySpec, path: Path, *, key: str | None) -> AsyncIterator[Places]:
     """Run the processes of a gateway while the context is open; yields once all of them listen.
+
+    `path` is the file that holds `spec`, for them to read; `key` is the one that users need.
 
     Raises:
         InputError: the file of keys cannot be used.
@@ -76,7 +76,7 @@ async def supervise(spec: GatewaySpec, make_argv: MakeArgv, *, key: str | None) 
         closing.callback(asyncio.create_task(follow(keys, tells=True), name="keys").cancel)
         assert shared.descriptor is not None  # it is shared
         workers = [
-            Worker(number, make_argv(number, port, shared.descriptor), shared, spec.endpoints, metrics)
+            Worker(number, command_worker(path, number, port, shared.descriptor), shared, spec.endpoints, metrics)
             for number in range(spec.limits.processes)
         ]
         try:
@@ -231,6 +231,12 @@ class Worker:
                 self._last_error = text
             else:
                 print(text, file=sys.stderr, flush=True)
+
+
+def command_worker(path: Path, number: int, port: int, memory: int) -> list[str]:
+    """The command of process `number`: the spec in `path`, the port that all share, the descriptor of their memory."""
+    own = ["--worker", str(number), "--port", str(port), "--memory", str(memory)]
+    return [sys.executable, "-m", "jobs.gateway_worker", "--spec", str(path), *own]
 
 
 def settle(row: Ledger, endpoints: Sequence[Endpoint]) -> None:

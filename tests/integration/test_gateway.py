@@ -43,6 +43,7 @@ from tests.fakes.scripted_replica import (
     break_at_once,
     break_whole,
     hang,
+    lose,
     open_stream,
     stream_forever,
     stream_frames,
@@ -670,6 +671,29 @@ async def test_a_replica_that_breaks_off_before_or_within_a_whole_answer_is_answ
                 assert (await error_of(response))["code"] == "replica_broken"
             assert await house.requests("broken") == 1
             assert await house.status() == 200
+
+
+@pytest.mark.parametrize("length", [True, False])
+async def test_a_long_whole_answer_is_passed_on_before_its_end_and_not_taken_for_complete_if_it_breaks(length):
+    part, goes_on = b"x" * (2 * 1024 * 1024), asyncio.Event()
+
+    async def answer(request):
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        if length:
+            response.content_length = 2 * len(part)
+        await response.prepare(request)
+        await response.write(part)
+        await goes_on.wait()
+        return lose(request, response)
+
+    async with housing(answer) as house:
+        async with house.ask() as response:
+            assert response.status == 200
+            assert await response.content.readexactly(len(part)) == part
+            goes_on.set()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        assert await house.requests("broken") == 1
 
 
 async def test_a_replica_that_never_answers_is_answered_504():
