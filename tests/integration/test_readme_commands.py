@@ -31,9 +31,9 @@ ELSEWHERE = {
         "tests/integration/test_bench_mock.py",
         '"tests.bench.load", "--clients", "erhpc"',
     ),
-    'make bench-gateway BENCH_ARGS="--gateways fast,plain,nginx"': (
+    "make bench-gateway": (
         "tests/integration/test_bench_gateway.py",
-        '"tests.bench.gateway", "--gateways", "fast,plain"',
+        '"tests.bench.gateway", "--gateways", "fast,plain,processes,redirect"',
     ),
     "sbatch sbatch/sweep.sh cluster=slurm": ("tests/slurm/test_runs.py", '"sbatch/sweep.sh", *overrides'),
     "python -m erhpc.launch +experiment=vllm_cpu_tiny": (

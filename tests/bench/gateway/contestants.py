@@ -162,14 +162,17 @@ class Litellm:
         self._version, self._python = install_first("litellm", "litellm[proxy]", self.versions)
 
     def command(self, upstream: str, port: int, folder: Path) -> list[str]:
-        """No log, its table of prices from its own package, and open to all on 127.0.0.1, as the others are."""
+        """No log, its prices from its own package, open to all on 127.0.0.1 as the others are.
+
+        It would cut an answer that says the same a hundred times, as the mock's does.
+        """
         server = {"model": "openai/mock", "api_base": f"http://{upstream}/v1", "api_key": "none"}
         config = {"model_list": [{"model_name": "mock", "litellm_params": server}]}
         # JSON is YAML.
         (folder / "config.yaml").write_bytes(msgspec.json.encode(config))
         return [
             "env", "LITELLM_LOCAL_MODEL_COST_MAP=True", "LITELLM_LOG=ERROR",
-            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true", "REPEATED_STREAMING_CHUNK_LIMIT=1000000",
             str(self._python.with_name("litellm")), "--config", str(folder / "config.yaml"),
             "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False",
         ]  # fmt: skip

@@ -65,8 +65,8 @@ def all_tables(rows: Sequence[Row]) -> str:
     for phase in (ONE, HUNDRED, STREAMS, AT_ONCE):
         if phase in users:
             parts.append(
-                f"Time to the first token, ms: {phase}, {users[phase]:,} users (added mean: less that of the mock "
-                f"alone; percentiles are whole)\n{ttft_table(rows, phase)}"
+                f"Time to the first token, ms: {phase}, at most {users[phase]:,} users (added mean: less that of the "
+                f"mock alone; percentiles are whole)\n{ttft_table(rows, phase)}"
             )
     return "\n\n".join([*parts, targets_table(rows), failures_table(rows)])
 
