@@ -142,6 +142,7 @@ def summarise(tally: Tally, num_pieces: int, seconds: float, start_ns: int, end_
         "end_ns": end_ns,
         "ttft_mean_ms": sum(ttfts_ms) / len(ttfts_ms) if ttfts_ms else None,
         "ttft_p50_ms": at(0.5),
+        "ttft_p90_ms": at(0.9),
         "ttft_p99_ms": at(0.99),
         "failures": tally.failures,
     }
