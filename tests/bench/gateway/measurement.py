@@ -234,7 +234,13 @@ def drive(url: str, model: str, phase: Phase, tree: ProcessTree | None) -> tuple
     command = [sys.executable, "-m", "tests.bench.gateway.driver", url, "--model", model, "--users", str(phase.users)]
     command += ["--tokens", str(phase.tokens), "--seconds", str(phase.seconds), "--ramp-s", str(phase.ramp_s)]
     cost = Cost()
-    with subprocess.Popen([*command, *(["--once"] if phase.once else [])], stdout=subprocess.PIPE) as driver:
+    with subprocess.Popen(
+        [*command, *(["--once"] if phase.once else [])],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        # The kernel stamps a read by its last segment: a driver that waits for its core would see late first tokens.
+        preexec_fn=lambda: favour(os.getpid()),
+    ) as driver:
         while True:
             if tree is not None:
                 cost.look(tree.find())

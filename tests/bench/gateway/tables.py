@@ -32,10 +32,10 @@ COSTS = (
 )
 NOTES = """\
 us CPU/frame: CPU time of all processes of the gateway by tokens that the mock sent meanwhile, requests included;
-pieces/frame: how often the client read per token: below 1 some came together, which costs less; RSS: most of all its
-processes together, shared pages in each; requests/s: answers of one frame, > where the gateway had not used up its
-core: it could do more; core used by others: by what is neither the gateway nor the bench; above a few hundredths
-nothing here holds. @N: with N users only, not comparable."""
+pieces/frame: how often the client read per token: well below 1 frames came together, or the client was late, and no
+time here holds; RSS: most of all its processes together, shared pages in each; requests/s: answers of one frame, >
+where the gateway had not used up its core: it could do more; core used by others: by what is not the gateway: such
+work comes after it, but makes caches cold. @N: with N users only, not comparable."""
 WIDTH = 24
 
 
