@@ -24,7 +24,7 @@ import numpy as np
 from tests.bench.gateway.contestants import Contestant
 from tests.bench.gateway.phases import Phase
 from tests.bench.load.mock import Mock, serving
-from tests.bench.load.process import Cost, ProcessTree
+from tests.bench.load.process import Cost, ProcessTree, favour
 
 DIRECT = "direct"
 READY_S = 120.0
@@ -59,6 +59,10 @@ class Row:
     cpu_us_per_request: float | None
     core_share: float | None
     """Of its core, how much its processes used."""
+    others_share: float | None
+    """Of its core, how much others used, or the machine beneath took."""
+    pieces_per_frame: float | None
+    """Reads of the client per token that the mock sent."""
     frames_per_s: float | None
     requests_per_s: float
     ttft_mean_ms: float | None
@@ -90,8 +94,12 @@ def measure(
         for phase in phases:
             settle(mock)
             mock.set_pace(phase.ttft_ms, phase.gap_ms)
+            begin_s = read_busy_s(cores.gateway), time.monotonic()
             found, cost = drive(url, contestant.model if contestant is not None else "mock", phase, tree)
-            yield make_row(contestant, phase, repeat, found, cost, mock, tree)
+            busy_s, length_s = read_busy_s(cores.gateway) - begin_s[0], time.monotonic() - begin_s[1]
+            own_s = (cost.cpu_ns[-1] - cost.cpu_ns[0]) / 1e9 if cost.cpu_ns else 0.0
+            others_share = max(busy_s - own_s, 0.0) / length_s
+            yield make_row(contestant, phase, repeat, found, cost, mock, tree, others_share)
         if tree is not None:
             check_core(tree, cores.gateway)
 
@@ -113,6 +121,7 @@ def make_row(
     cost: Cost,
     mock: Mock,
     tree: ProcessTree | None,
+    others_share: float,
 ) -> Row:
     """What one phase has shown."""
     cpu_us = rss_mib = num_frames = None
@@ -132,6 +141,8 @@ def make_row(
         cpu_us_per_frame=divide(cpu_us, num_frames),
         cpu_us_per_request=divide(cpu_us, found["requests"]),
         core_share=divide(cpu_us, found["seconds"] * 1e6),
+        others_share=others_share,
+        pieces_per_frame=divide(found["pieces"], num_frames),
         frames_per_s=divide(num_frames, found["seconds"]),
         requests_per_s=found["requests"] / found["seconds"],
         ttft_mean_ms=found["ttft_mean_ms"],
@@ -144,6 +155,14 @@ def make_row(
     )
 
 
+def read_busy_s(core: int) -> float:
+    """How long a core has been busy since the machine started, or was taken away; hundredths."""
+    # proc_stat(5): user nice system idle iowait irq softirq steal
+    line = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{core} "))
+    ticks = [int(word) for word in line.split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def divide(value: float | None, by: float | None) -> float | None:
     """None if there is nothing to divide, or nothing to divide by."""
     return value / by if value is not None and by else None
@@ -151,7 +170,7 @@ def divide(value: float | None, by: float | None) -> float | None:
 
 @contextlib.contextmanager
 def running(contestant: Contestant, upstream: str, folder: Path, core: int) -> Iterator[tuple[str, ProcessTree]]:
-    """The gateway, with all it starts on one core, until the context ends."""
+    """The gateway, with all it starts on one core and before whatever else runs there, until the context ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -159,6 +178,7 @@ def running(contestant: Contestant, upstream: str, folder: Path, core: int) -> I
 
     def prepare() -> None:
         os.sched_setaffinity(0, {core})
+        favour(os.getpid())  # and with it whatever it starts
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     with (folder / "log").open("wb") as log:
@@ -214,7 +234,13 @@ def drive(url: str, model: str, phase: Phase, tree: ProcessTree | None) -> tuple
     command = [sys.executable, "-m", "tests.bench.gateway.driver", url, "--model", model, "--users", str(phase.users)]
     command += ["--tokens", str(phase.tokens), "--seconds", str(phase.seconds), "--ramp-s", str(phase.ramp_s)]
     cost = Cost()
-    with subprocess.Popen([*command, *(["--once"] if phase.once else [])], stdout=subprocess.PIPE) as driver:
+    with subprocess.Popen(
+        [*command, *(["--once"] if phase.once else [])],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        # The kernel stamps a read by its last segment: a driver that waits for its core would see late first tokens.
+        preexec_fn=lambda: favour(os.getpid()),
+    ) as driver:
         while True:
             if tree is not None:
                 cost.look(tree.find())

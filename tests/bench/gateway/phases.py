@@ -32,10 +32,12 @@ class Phase:
 AT_ONCE, STREAMS, REQUESTS, ONE, HUNDRED = "at once", "streams", "requests", "1 user", "100 users"
 PHASES = (
     # First, so that a gateway has no connection to the mock yet.
-    Phase(AT_ONCE, users=1000, tokens=8, ttft_ms=50, gap_ms=50, once=True),
+    # The driver reads late while it sends, and a read has the stamp of its last token: so the next one comes late.
+    Phase(AT_ONCE, users=1000, tokens=3, ttft_ms=50, gap_ms=500, once=True),
     # 128 tokens last 6.4 s: 20,000 frames/s come with 155 requests/s.
     Phase(STREAMS, users=1000, tokens=128, ttft_ms=50, gap_ms=50, ramp_s=6.5, seconds=5),
-    Phase(REQUESTS, users=64, tokens=1, ttft_ms=0, gap_ms=1, ramp_s=0.5, seconds=4),
-    Phase(ONE, users=1, tokens=1, ttft_ms=20, gap_ms=1, seconds=3),
+    # So many that a gateway which lets single answers wait is busy too.
+    Phase(REQUESTS, users=256, tokens=1, ttft_ms=0, gap_ms=1, ramp_s=0.5, seconds=4),
+    Phase(ONE, users=1, tokens=1, ttft_ms=50, gap_ms=1, seconds=4),
     Phase(HUNDRED, users=100, tokens=20, ttft_ms=50, gap_ms=50, ramp_s=1, seconds=4),
 )

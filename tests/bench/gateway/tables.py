@@ -21,17 +21,21 @@ BUSY = 0.9
 COSTS = (
     ("us CPU/frame", STREAMS, "cpu_us_per_frame"),
     ("frames/s", STREAMS, "frames_per_s"),
+    ("pieces/frame", STREAMS, "pieces_per_frame"),
     ("first byte p99 ms", STREAMS, "ttft_p99_ms"),
     ("RSS MiB", STREAMS, "rss_mib"),
     ("processes", STREAMS, "num_processes"),
     ("us CPU/request", REQUESTS, "cpu_us_per_request"),
     ("requests/s", REQUESTS, "requests_per_s"),
     ("core used", REQUESTS, "core_share"),
+    ("core used by others", STREAMS, "others_share"),
 )
 NOTES = """\
-us CPU/frame: CPU time of all processes of the gateway by tokens that the mock sent meanwhile, requests included; RSS:
-most of all its processes together, shared pages in each; requests/s: answers of one frame, 64 at a time, > where the
-gateway had not used up its core: it could do more. @N: with N users only, not comparable."""
+us CPU/frame: CPU time of all processes of the gateway by tokens that the mock sent meanwhile, requests included;
+pieces/frame: how often the client read per token: well below 1 frames came together, or the client was late, and no
+time here holds; RSS: most of all its processes together, shared pages in each; requests/s: answers of one frame, >
+where the gateway had not used up its core: it could do more; core used by others: by what is not the gateway: such
+work comes after it, but makes caches cold. @N: with N users only, not comparable."""
 WIDTH = 24
 
 
