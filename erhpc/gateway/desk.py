@@ -35,7 +35,7 @@ from erhpc.routing.experts import NoLiveReplica
 from erhpc.routing.policy import Choice
 from erhpc.routing.router import Router, UnknownModel
 
-REQUEST_ID = "x-erhpc-request-id"
+REQUEST_ID = "x-request-id"
 SPARE_FILES = 256
 """Open files besides streams: libraries, logs, probes, clients that are refused or only connected."""
 MAX_STREAMS = 100_000

@@ -38,7 +38,7 @@ class KeyRing:
     """
 
     def __init__(self, own: str | None, path: str | None, *, num_slots: int) -> None:
-        self._own = f"Bearer {own}".encode() if own else None
+        self._own = own.encode() if own else None
         self._path = Path(path) if path else None
         self._num_slots = num_slots
         self._holders: dict[bytes, Holder] = {}
@@ -53,11 +53,16 @@ class KeyRing:
 
     def find(self, authorization: bytes) -> Holder | None:
         """Whose key the field Authorization holds; None: it is not known."""
-        if self._own is not None and hmac.compare_digest(authorization, self._own):
-            return OWNER
-        if self._path is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
             return None
-        return self._holders.get(hashlib.sha256(authorization[len(_SCHEME) :].strip()).digest())
+        given = authorization[len(_SCHEME) :].strip()
+        if self._own is not None and hmac.compare_digest(given, self._own):
+            return OWNER
+        return self._holders.get(hashlib.sha256(given).digest()) if self._path is not None else None
+
+    def may_manage(self, authorization: bytes) -> bool:
+        """Whether it is for whoever sends this to take replicas out: everyone's where no key is needed."""
+        return self.is_open or self.find(authorization) is OWNER
 
     def refresh(self) -> None:
         """Read the file again if it has changed; due every second or so.

@@ -79,7 +79,7 @@ async def serve(
         desk = Desk(spec, replicas, router, metrics, keys)
         for task in (_tick(desk, is_alone=shared is None), follow(keys, tells=shared is None)):
             closing.callback(asyncio.create_task(task).cancel)
-        surface = Surface(metrics, replicas, own.lags(), is_emulated=spec.is_emulated)
+        surface = Surface(metrics, replicas, own.lags(), keys, is_emulated=spec.is_emulated)
         gateway = Gateway(desk, relay=relay, surface=surface, expert_key=expert_key)
         make_protocol = make_fallback = await closing.enter_async_context(_run_app(gateway, desk))
         front = None
@@ -88,6 +88,7 @@ async def serve(
             make_protocol = front.make_caller
         server = await listen(make_protocol, spec.host, int(spec.port), context, is_shared=shared is not None)
         set_patience(server, spec.limits.stall_timeout_s)
+        metrics.count("erhpc_processes").value = 1
         try:
             scheme = "https" if context else "http"
             yield f"{scheme}://{spec.host}:{server.sockets[0].getsockname()[1]}"

@@ -68,7 +68,7 @@ async def supervise(spec: GatewaySpec, path: Path, *, key: str | None) -> AsyncI
     replicas = [Replica(endpoint, ledger) for endpoint in spec.endpoints]
     metrics = Metrics(ledger, replicas)
     keys = KeyRing(key, spec.limits.keys, num_slots=KEY_SLOTS)
-    surface = Surface(metrics, replicas, shared.lags(), is_emulated=spec.is_emulated)
+    surface = Surface(metrics, replicas, shared.lags(), keys, is_emulated=spec.is_emulated)
     async with AsyncExitStack() as closing:
         port = closing.enter_context(hold_port(spec.host, int(spec.port)))
         status_url = await closing.enter_async_context(_serve_status(spec, surface, keys))
@@ -174,19 +174,27 @@ class Worker:
         num_early = 0
         while True:
             began_s = time.monotonic()
-            code = await self._wait_for_death()
-            settle(self._row, self._endpoints)
+            reason = f"ended with code {await self._wait_for_death()}"
             num_early = num_early + 1 if time.monotonic() - began_s < EARLY_S else 0
-            print(
-                f"gateway: process {self.number} ended with code {code}; starting it again", file=sys.stderr, flush=True
-            )
-            if num_early >= MAX_EARLY_DEATHS:
-                raise ProcessError(
-                    f"Process {self.number} of the gateway died {num_early} times within {EARLY_S:.0f} s of its start, "
-                    f"the last time with code {code}. What it said is above."
-                )
-            self._metrics.count("erhpc_process_restarts_total").add()
+            while reason:
+                settle(self._row, self._endpoints)
+                if num_early >= MAX_EARLY_DEATHS:
+                    raise ProcessError(
+                        f"Process {self.number} of the gateway died {num_early} times within {EARLY_S:.0f} s of its "
+                        f"start, the last time: {reason}. What it said is above."
+                    )
+                print(f"gateway: process {self.number} {reason}; starting it again", file=sys.stderr, flush=True)
+                self._metrics.count("erhpc_process_restarts_total").add()
+                reason = await self._start_again()
+                num_early += bool(reason)
+
+    async def _start_again(self) -> str:
+        """Why it did not start; empty: it did."""
+        try:
             await self.start()
+        except ProcessError as error:
+            return f"did not start: {str(error).rstrip('.')}"
+        return ""
 
     async def _wait_for_death(self) -> int:
         assert self._process is not None

@@ -129,7 +129,7 @@ async def error_of(response):
     body = await response.json()
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert response.headers["x-erhpc-request-id"]
+    assert response.headers["x-request-id"]
     return body["error"]
 
 

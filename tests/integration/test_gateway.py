@@ -59,7 +59,7 @@ async def test_a_prompt_is_answered_by_the_expert_of_its_cluster_and_the_headers
         assert await response.read() == b'{"id":"1",  "choices":[]}'
         headers = response.headers
         assert (headers["x-erhpc-expert"], headers["x-erhpc-replica"]) == ("code", "code-0")
-        assert (headers["x-erhpc-cluster"], headers["x-erhpc-request-id"]) == ("1", "mine-1")
+        assert (headers["x-erhpc-cluster"], headers["x-request-id"]) == ("1", "mine-1")
         assert 0 < float(headers["x-erhpc-classify-us"]) < 1e5
         assert headers["x-erhpc-engine"] == "emulated"
         assert headers["Content-Type"] == "application/json"
@@ -641,6 +641,17 @@ async def test_a_silent_replica_whose_health_does_not_answer_is_closed_off(monke
             await until(lambda: is_status(house, 200))
             asking.cancel()
             await asyncio.wait([asking])
+
+
+async def test_a_user_of_the_file_of_keys_takes_no_replica_out(tmp_path):
+    (tmp_path / "keys").write_text("ann for-ann\n")
+    async with housing(key="secret", limits=GatewayConfig(keys=str(tmp_path / "keys"))) as house:
+        async with house.ask(headers={"Authorization": "Bearer for-ann"}) as response:
+            assert response.status == 200
+        for key, status in (("for-ann", 403), ("nobody's", 401), ("secret", 200)):
+            headers = {"Authorization": f"bearer {key}"}
+            async with house.session.post("/replicas/math-0/drain", headers=headers) as response:
+                assert response.status == status
 
 
 async def test_a_replica_that_is_drained_gets_no_new_request_and_ends_those_it_has():
