@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import aiohttp
-import msgspec
 import openai
 import pytest
 from aiohttp import web
@@ -38,7 +34,6 @@ from tests.fakes.routing import KeywordClassifier
 from tests.fakes.scripted_replica import (
     DONE,
     FRAMES,
-    ScriptedReplica,
     answer_json,
     break_at_once,
     break_whole,
@@ -777,50 +772,3 @@ async def test_a_classifier_with_another_number_of_clusters_is_refused():
     with pytest.raises(ConfigError, match=r"2 clusters.*1 experts"):
         async with serve(spec, classifier=KeywordClassifier("sum", "loop")):
             pass
-
-
-# The process
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_process_serves_until_it_is_told_to_stop_and_exits_0(tmp_path, number):
-    (tmp_path / "key").write_text("secret\n")
-    async with ScriptedReplica(answer_json).serving() as replica:
-        spec = make_spec([make_endpoint("math-0", replica.url)], policy="round_robin")
-        document = msgspec.to_builtins(spec) | {"port": str(free_port()), "key_file": str(tmp_path / "key")}
-        (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
-        process = await asyncio.create_subprocess_exec(*command(tmp_path / "spec.json"), stdout=subprocess.PIPE)
-        try:
-            line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
-            url = line.split()[-1]
-            body = {"model": "math", "messages": [{"role": "user", "content": "x"}]}
-            async with (
-                aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
-                session.post(url + CHAT, json=body) as response,
-            ):
-                assert response.status == 200
-        finally:
-            process.send_signal(number)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"key_file": "/nowhere/key"}, "key_file=/nowhere/key cannot be read"),
-        ({"artefact": "/nowhere/router"}, "artefact /nowhere/router"),
-        ({"port": "x", "endpoints": 3}, "no readable GatewaySpec"),
-        ({"router": {"policy": "magic"}}, "magic"),
-        ({}, "needs a classifier"),
-    ],
-)
-def test_a_spec_that_cannot_be_served_ends_in_one_line_and_exit_1(tmp_path, changes, message):
-    document = msgspec.to_builtins(make_spec([make_endpoint("math-0", "http://127.0.0.1:1")])) | changes
-    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
-    ended = subprocess.run(command(tmp_path / "spec.json"), capture_output=True, text=True, timeout=30, check=False)
-    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
-    assert message in ended.stderr
-
-
-def command(spec):
-    return (sys.executable, "-m", "jobs.gateway", "--spec", str(spec))

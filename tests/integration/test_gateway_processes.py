@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +21,7 @@ from erhpc.config import GatewayConfig
 from erhpc.gateway import supervisor
 from erhpc.gateway.supervisor import MAX_EARLY_DEATHS, supervise
 from erhpc.plan.specs import GatewaySpec
-from tests.fakes.gateway_house import CHAT, SUM, closed_doors, make_endpoint, make_spec, until
+from tests.fakes.gateway_house import CHAT, SUM, closed_doors, free_port, make_endpoint, make_spec, until
 from tests.fakes.scripted_replica import (
     FRAMES,
     ScriptedReplica,
@@ -476,3 +477,47 @@ async def test_a_replica_that_is_drained_on_the_status_port_gets_nothing_from_an
         async with house.ask() as answer:
             assert answer.status == 200
         assert len(house.replica.seen) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_process_serves_until_it_is_told_to_stop_and_exits_0(tmp_path, number):
+    (tmp_path / "key").write_text("secret\n")
+    async with ScriptedReplica(answer_json).serving() as replica:
+        spec = make_spec([make_endpoint("math-0", replica.url)], policy="round_robin")
+        document = msgspec.to_builtins(spec) | {"port": str(free_port()), "key_file": str(tmp_path / "key")}
+        (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
+        process = await asyncio.create_subprocess_exec(*command(tmp_path / "spec.json"), stdout=subprocess.PIPE)
+        try:
+            line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+            url = line.split()[-1]
+            body = {"model": "math", "messages": [{"role": "user", "content": "x"}]}
+            async with (
+                aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
+                session.post(url + CHAT, json=body) as response,
+            ):
+                assert response.status == 200
+        finally:
+            process.send_signal(number)
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key_file": "/nowhere/key"}, "key_file=/nowhere/key cannot be read"),
+        ({"artefact": "/nowhere/router"}, "artefact /nowhere/router"),
+        ({"port": "x", "endpoints": 3}, "no readable GatewaySpec"),
+        ({"router": {"policy": "magic"}}, "magic"),
+        ({}, "needs a classifier"),
+    ],
+)
+def test_a_spec_that_cannot_be_served_ends_in_one_line_and_exit_1(tmp_path, changes, message):
+    document = msgspec.to_builtins(make_spec([make_endpoint("math-0", "http://127.0.0.1:1")])) | changes
+    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
+    ended = subprocess.run(command(tmp_path / "spec.json"), capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+    assert message in ended.stderr
+
+
+def command(spec):
+    return (sys.executable, "-m", "jobs.gateway", "--spec", str(spec))
