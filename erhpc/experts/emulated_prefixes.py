@@ -22,11 +22,10 @@ class PrefixCache:
 
     def take(self, prompt: str | list[int]) -> int:
         """Leading tokens of `prompt` that are cached; from now on all its whole blocks are."""
-        cached_blocks = 0
-        is_hit = True
-        for block in _hash_blocks(prompt):
-            is_hit = is_hit and block in self._blocks
-            cached_blocks += is_hit
+        blocks = list(_hash_blocks(prompt))
+        cached_blocks = next((n for n, block in enumerate(blocks) if block not in self._blocks), len(blocks))
+        # The end of a prompt goes before its beginning, which other prompts may share.
+        for block in reversed(blocks):
             self._blocks[block] = None
             self._blocks.move_to_end(block)
         while len(self._blocks) > self._num_blocks:
@@ -35,7 +34,7 @@ class PrefixCache:
 
 
 def _hash_blocks(prompt: str | list[int]) -> Iterator[int]:
-    width = BLOCK_TOKENS * (round(CHARS_PER_TOKEN) if isinstance(prompt, str) else 1)
+    width = BLOCK_TOKENS * (CHARS_PER_TOKEN if isinstance(prompt, str) else 1)
     before = 0
     for start in range(0, len(prompt) - width + 1, width):
         part = prompt[start : start + width]

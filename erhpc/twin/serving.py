@@ -13,7 +13,7 @@ from erhpc.config import ArchitectureConfig
 from erhpc.errors import ConfigError
 from erhpc.twin.hardware import load_constants
 from erhpc.twin.scheduler import Limits
-from erhpc.twin.step_time import Roofline
+from erhpc.twin.step_time import Roofline, StepTime
 
 FLAGS = (
     "stream-interval",
@@ -30,25 +30,34 @@ FLAGS = (
 class ServedExpert(Protocol):
     """An expert's model and how it is served: what configuration and specs have in common."""
 
-    architecture: ArchitectureConfig
-    dtype: str
-    quantization: str | None
-    kernel: str | None
-    tensor_parallel: int
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    engine_args: dict[str, Any]
+    @property
+    def architecture(self) -> ArchitectureConfig: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def quantization(self) -> str | None: ...  # noqa: D102
+    @property
+    def kernel(self) -> str | None: ...  # noqa: D102
+    @property
+    def tensor_parallel(self) -> int: ...  # noqa: D102
+    @property
+    def max_model_len(self) -> int: ...  # noqa: D102
+    @property
+    def max_num_seqs(self) -> int: ...  # noqa: D102
+    @property
+    def max_num_batched_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def engine_args(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
     """Everything that decides when the tokens of one replica come."""
 
-    step_time: Roofline
+    step_time: StepTime
     limits: Limits
     request_s: float
-    """From a request's arrival until it is queued: HTTP, template, tokenisation. Any number of them at the same time."""
+    """From a request's arrival until it is queued: HTTP, template, tokenisation; any number at the same time."""
     stream_interval: int = 1
     """Tokens per piece of a streamed answer; the first comes alone."""
 
