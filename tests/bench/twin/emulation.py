@@ -2,8 +2,8 @@
 
     python -m tests.bench.twin.emulation --users 1,10,100,1000 --replicas 4
 
-The replicas are those of conf/experiment/quickstart.yaml (Llama 3 70B AWQ on two A100 each), served by one process as on
-a machine with few cores. Users are dealt to the replicas, each of which is asked directly by a client of its own
+The replicas are those of conf/experiment/quickstart.yaml (Llama 3 70B AWQ on two A100 each), served by one process as
+on a machine with few cores. Users are dealt to the replicas, each of which is asked directly by a client of its own
 (`python -m erhpc.load`); the simulation is given the same users, prompts and answers. Compared are the requests sent in
 the window, each with itself, and the tokens within the window. Nothing here was measured on a GPU.
 """
@@ -34,7 +34,7 @@ from erhpc.experts.emulated_serving import serve_as
 from erhpc.load.population import STARTS_PER_S
 from erhpc.plan.building import build_plan
 from erhpc.plan.site import Site, decide_setting
-from erhpc.plan.specs import EmulatedExpertsSpec, EmulatedExpertSpec
+from erhpc.plan.specs import EmulatedExpertSpec, EmulatedExpertsSpec
 from erhpc.results.store import read_records
 from erhpc.twin.demand import ClosedLoop, Demand, GatewayModel, ReplicaModel
 from erhpc.twin.simulation import simulate
@@ -42,6 +42,8 @@ from erhpc.workload.pool import PromptPool
 from erhpc.workload.requests import RequestSource
 
 FIRST_PORT = 18200
+COLUMNS = {"tokens_per_s": 1, "ttft_mean_s": 1e3, "ttft_p50_s": 1e3, "itl_mean_s": 1e3}
+"""What the table shows, and times what."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -52,6 +54,8 @@ class Load:
     users: int
     warmup_s: float
     measure_s: float
+    speedup: float = 1.0
+    """Times of the emulated experts run so many times as fast; all other times here are theirs."""
     input_tokens: int = 256
     answer_low: int = 32
     answer_high: int = 96
@@ -73,10 +77,10 @@ class Load:
             "workload.output_tokens.kind=uniform",
             f"workload.output_tokens.low={self.answer_low}",
             f"workload.output_tokens.high={self.answer_high}",
-            f"workload.warmup_s={self.warmup_s}",
-            f"workload.warmup_max_s={self.warmup_s}",
-            f"workload.measure_s={self.measure_s}",
-            "workload.drain_s=120",
+            f"workload.warmup_s={self.warmup_s / self.speedup}",
+            f"workload.warmup_max_s={self.warmup_s / self.speedup}",
+            f"workload.measure_s={self.measure_s / self.speedup}",
+            "workload.drain_s=300",
             "load.calibrate=false",
         ]
 
@@ -137,7 +141,7 @@ def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"{url} does not answer")
 
 
-def measure(spec: EmulatedExpertSpec, loads: Sequence[Load], first_port: int, folder: Path) -> list[Times]:
+def measure(loads: Sequence[Load], first_port: int, folder: Path) -> list[Times]:
     """Put a load on each replica at the same time; what the clients saw, since the first request was due."""
     clients = []
     for index, load in enumerate(loads):
@@ -149,16 +153,16 @@ def measure(spec: EmulatedExpertSpec, loads: Sequence[Load], first_port: int, fo
     for client, output in zip(clients, outputs, strict=True):
         if client.returncode:
             raise RuntimeError(f"a client failed:\n{output}")
-    return [_read_times(Path(run[1])) for run in runs if run]
+    return [_read_times(Path(run[1]), load.speedup) for run, load in zip(runs, loads, strict=True) if run]
 
 
-def _read_times(run: Path) -> Times:
+def _read_times(run: Path, speedup: float) -> Times:
     columns = ["user", "sequence", "scheduled_monotonic_ns", "sent_monotonic_ns", "first_token_monotonic_ns"]
     frame = read_records(run, [*columns, "last_token_monotonic_ns", "tokens_out", "status"])
     begin_ns = frame["scheduled_monotonic_ns"].min()
     done = frame[frame["status"] == "ok"]
     times_s = [
-        ((done[f"{name}_monotonic_ns"] - begin_ns) / 1e9).astype(float).tolist()
+        ((done[f"{name}_monotonic_ns"] - begin_ns) / 1e9 * speedup).astype(float).tolist()
         for name in ("sent", "first_token", "last_token")
     ]
     keys = zip(done["user"].tolist(), done["sequence"].tolist(), strict=True)
@@ -177,7 +181,7 @@ def predict(spec: EmulatedExpertSpec, load: Load, requests_per_user: int) -> Tim
         prompt_tokens=[ask.prompt_tokens for ask in asks], answer_tokens=[ask.answer_tokens for ask in asks]
     )
     model = ReplicaModel(replica=spec.replica, expert="", limits=serving.limits, step_time=serving.step_time)
-    loop = ClosedLoop(users=load.users, num_requests=len(asks), ramp_s=load.users / STARTS_PER_S)
+    loop = ClosedLoop(users=load.users, num_requests=len(asks), ramp_s=load.users / STARTS_PER_S * load.speedup)
     found = simulate([[model]], demand, loop, GatewayModel(latency_s=serving.request_s))
     keys = zip(found.user.tolist(), found.sequence.tolist(), strict=True)
     values = (found.sent_s, found.first_token_s, found.last_token_s, found.tokens_out)
@@ -222,17 +226,19 @@ def compare(pairs: Sequence[tuple[Times, Times]], load: Load) -> Comparison:
     return Comparison(emulated=both[0], predicted=both[1])
 
 
-def run_level(users: int, num_replicas: int, *, warmup_s: float, measure_s: float, folder: Path, **changes: object):
-    """Measure and predict one number of users, dealt to the replicas; the comparison and the server's share of a core."""
-    specs = list_specs(min(num_replicas, users), **changes)
+def run_level(
+    users: int, num_replicas: int, *, warmup_s: float, measure_s: float, folder: Path, speedup: float = 1.0
+) -> tuple[Comparison, float]:
+    """Measure and predict one number of users, dealt to the replicas; the server's share of a core, too."""
+    specs = list_specs(min(num_replicas, users), speedup=speedup)
     loads = [
-        Load(users=len(range(index, users, len(specs))), warmup_s=warmup_s, measure_s=measure_s)
+        Load(users=len(range(index, users, len(specs))), warmup_s=warmup_s, measure_s=measure_s, speedup=speedup)
         for index in range(len(specs))
     ]
     folder.mkdir()
     with serving(specs, folder) as pid:
         before_s, begun_s = _read_cpu_s(pid), time.monotonic()
-        measured = measure(specs[0], loads, FIRST_PORT, folder)
+        measured = measure(loads, FIRST_PORT, folder)
         cpu_share = (_read_cpu_s(pid) - before_s) / (time.monotonic() - begun_s)
     pairs = []
     for spec, load, times in zip(specs, loads, measured, strict=True):
@@ -253,6 +259,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--warmup-s", type=float, default=20)
     parser.add_argument("--measure-s", type=float, default=30)
+    parser.add_argument("--speedup", type=float, default=1, help="below 1: a slow or busy machine weighs less")
     options = parser.parse_args()
     print("emulated, predicted and their deviation; the window of each level is the same in both")
     print(f"{'users':>6} {'tokens/s':>24} {'TTFT mean, ms':>26} {'TTFT p50, ms':>26} {'ITL mean, ms':>24}  CPU")
@@ -263,11 +270,13 @@ def main() -> None:
                 options.replicas,
                 warmup_s=options.warmup_s,
                 measure_s=options.measure_s,
+                speedup=options.speedup,
                 folder=Path(folder, str(users)),
             )
+            emulated, predicted = found.emulated, found.predicted
             cells = [
-                f"{found.emulated[name] * scale:8.1f} {found.predicted[name] * scale:8.1f} {found.deviation(name):+6.1%}"
-                for name, scale in (("tokens_per_s", 1), ("ttft_mean_s", 1e3), ("ttft_p50_s", 1e3), ("itl_mean_s", 1e3))
+                f"{scale * emulated[name]:8.1f} {scale * predicted[name]:8.1f} {found.deviation(name):+6.1%}"
+                for name, scale in COLUMNS.items()
             ]
             print(f"{users:>6} {'   '.join(cells)}  {cpu_share:4.0%}", flush=True)
 
