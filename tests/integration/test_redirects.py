@@ -19,6 +19,7 @@ from erhpc.client.selection import make_client
 from erhpc.config import ArchitectureConfig, GatewayConfig, LoadConfig, RouterConfig, WorkloadConfig
 from erhpc.config.routing import RELAYS
 from erhpc.experts.emulated import EmulatedExpert
+from erhpc.experts.emulated_serving import serve_as
 from erhpc.gateway import prober
 from erhpc.gateway.server import serve
 from erhpc.plan.levels import LoadPoint
@@ -61,13 +62,13 @@ async def redirecting(**changes: object) -> AsyncIterator[RedirectingGateway]:
         quantization=None,
         tensor_parallel=1,
         gpu="a100_80",
+        profile="vllm-v1-sync",
         kv_capacity_tokens=65536,
         max_model_len=1024,
         max_num_seqs=256,
         max_num_batched_tokens=2048,
-        load_s=0.0,
     )
-    expert = EmulatedExpert(spec, Step(), key=KEY)
+    expert = EmulatedExpert(spec, replace(serve_as(spec), step_time=Step()), key=KEY)
     await expert.start()
     try:
         gateway = RedirectingGateway(f"http://127.0.0.1:{spec.port}", spec.replica, KEY)
