@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 import erhpc
-from erhpc.composition import compose_experiment, to_config
-from erhpc.config import ExperimentConfig, ExpertConfig
+from erhpc.composition import read_experiment
+from erhpc.config import ExpertConfig
 from erhpc.console import open_console
 from erhpc.errors import ConfigError, ErhpcError, InputError
 from erhpc.plan.gpus import find_gpu
@@ -132,7 +132,7 @@ def find_served(run: RunPaths, overrides: Sequence[str]) -> Served:
             "cluster.gpu=h100_80 expert.tensor_parallel=1 expert.max_num_batched_tokens=8192."
         )
     given = [_to_override(override) for override in overrides]
-    experiment = to_config(compose_experiment([*given, "router=round_robin"]), ExperimentConfig)
+    experiment = read_experiment([*given, "router=round_robin"])
     return Served(experts=experiment.experts, gpu=experiment.cluster.gpu)
 
 
@@ -193,6 +193,10 @@ def summarise(fit: Fit, origin: Origin) -> str:
                 f"{kind}, {len(picked)} rows that the fit did not use: error before, median {median(before):.1%}, "
                 f"largest {max(before):.1%}; after, median {median(after):.1%}, largest {max(after):.1%}"
             )
+            if median(after) > median(before) + 0.001 or max(after) > max(before) + 0.001:
+                lines.append(
+                    f"! {kind}: worse than before in part. Something that the twin has no constant for decides."
+                )
     lines.append(
         f"outside steps a prompt took {_show_ms(fit.outside_s)} here; request_s of the profile, "
         f"{_show_ms(fit.before.profile.request_s)}, is not fitted and stays"

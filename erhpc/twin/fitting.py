@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 from math import exp, inf, log
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -169,26 +168,18 @@ def fit_constants(rows: Sequence[Row], *, gpu: str, kernel: str, profile: str, e
     _check(used)
     start = load_constants(gpu, quantization=None, kernel=kernel, profile=profile)
     problem = _Problem(used, start, {name: evidence[name] for name in PARAMETERS})
-    free = list(PARAMETERS)
-    reasons: dict[str, str] = {}
-    if all(row.setting.tensor_parallel == 1 for row in used):
-        free.remove("tensor_parallel_s")
-        reasons["tensor_parallel_s"] = "one GPU per replica"
-    while True:
-        solution = problem.solve(free)
-        sigmas = problem.find_sigmas(free, solution)
-        # Of constants that are equally unknown the one that comes last goes.
-        worst = max(reversed(free), key=lambda name: sigmas[name], default=None)
-        if worst is None or sigmas[worst] <= MAX_SIGMA:
-            break
-        free.remove(worst)
-        reasons[worst] = _explain_undetermined(worst, start)
+    solution, sigmas, reasons = _settle(problem, used, start)
     after = problem.constants(solution.values)
     changes = tuple(
-        Change(name=name, before=evidence[name], reason=reasons.get(name, ""),
-               after=_narrow(evidence[name], solution.values[name], sigmas[name]) if name in free else evidence[name])
+        Change(name=name, before=evidence[name], after=evidence[name], reason=reasons[name])
+        if name in reasons
+        else Change(
+            name=name,
+            before=evidence[name],
+            after=_narrow(name, evidence[name], solution.values[name], sigmas[name]),
+        )
         for name in PARAMETERS
-    )  # fmt: skip
+    )
     before_s = predict_rows(rows, start, solution.outside_s)
     after_s = predict_rows(rows, after, solution.outside_s)
     return Fit(
@@ -244,20 +235,17 @@ class _Problem:
 
     def constants(self, values: Mapping[str, float]) -> Constants:
         """The constants with `values` in place of theirs."""
-        host = {name: values[name] for name in HOST_TIMES}
-        shares = {name: values[name] for name in SHARES}
+        host: dict[str, Any] = {name: values[name] for name in HOST_TIMES}
+        shares: dict[str, Any] = {name: values[name] for name in SHARES}
         start = self._start
         return Constants(replace(start.gpu, **shares), start.kernel, replace(start.profile, **host))
 
     def solve(self, free: Sequence[str]) -> _Solution:
         """The best of several starts: a host that hides behind the GPU shows no slope to follow."""
-        starts: list[dict[str, float]] = [{}]
+        starts: list[dict[str, float]] = []
         if self._start.profile.overlaps:
-            tried = [_spread(name, self._evidence[name]) if name in free else [None] for name in ("step_s", "seq_s")]
-            starts = [
-                {name: value for name, value in zip(("step_s", "seq_s"), pair, strict=True) if value is not None}
-                for pair in product(*tried)
-            ]
+            hidden = [name for name in ("step_s", "seq_s") if name in free]
+            starts = [{name: value} for name in hidden for value in _spread(name, self._evidence[name])]
         # The first start is the constants as they are; another must be clearly better.
         best = self._solve_from(free, {})
         for start in starts:
@@ -304,6 +292,9 @@ class _Problem:
             f_scale=OUTLIER_ERROR,
             diff_step=1e-4,
             x_scale="jac",
+            xtol=1e-5,
+            ftol=1e-7,
+            max_nfev=60,
         )
         return _Solution(*self._from_vector(free, found.x), float(found.cost))
 
@@ -332,6 +323,27 @@ class _Problem:
         step[number] = reach
         slope: Floats = (self._errors(free, vector + step) - self._errors(free, vector - step)) / (2 * reach)
         return slope
+
+
+def _settle(
+    problem: _Problem, rows: Sequence[Row], start: Constants
+) -> tuple[_Solution, dict[str, float], dict[str, str]]:
+    """The solution in which every free constant is determined, how well, and why the others are not free."""
+    free = list(PARAMETERS)
+    reasons: dict[str, str] = {}
+    if all(row.setting.tensor_parallel == 1 for row in rows):
+        free.remove("tensor_parallel_s")
+        reasons["tensor_parallel_s"] = "one GPU per replica"
+    solution = problem.solve(free)
+    while unknown := [name for name, sigma in problem.find_sigmas(free, solution).items() if sigma > MAX_SIGMA]:
+        # Of two that only their sum shows, the one goes without which the rows are explained best, else the last.
+        without = {name: problem.solve([kept for kept in free if kept != name]) for name in reversed(unknown)}
+        least = min(found.cost for found in without.values())
+        worst = next(name for name, found in without.items() if found.cost <= 1.02 * least + 1e-9)
+        solution = without[worst]
+        free.remove(worst)
+        reasons[worst] = _explain_undetermined(worst, start)
+    return solution, problem.find_sigmas(free, solution), reasons
 
 
 def _check(rows: Sequence[Row]) -> None:
@@ -373,10 +385,10 @@ def _average_middle(seen: Sequence[Observation]) -> tuple[float, float]:
     return tokens, float(np.average([one.seconds for one in ordered], weights=chosen))
 
 
-def _spread(name: str, evidence: Evidence) -> list[float | None]:
-    """Values of a host time to start from."""
+def _spread(name: str, evidence: Evidence) -> list[float]:
+    """Larger values of a host time to start from."""
     _, high = find_bounds(name, evidence)
-    return [evidence.value, (evidence.value * high) ** 0.5, high / 2]
+    return [(evidence.value * high) ** 0.5, high / 2, 0.95 * high]
 
 
 @cache
@@ -386,14 +398,14 @@ def _find_host_range(name: str) -> tuple[float, float]:
     return min(found.low for found in known if found.low > 0), max(found.high for found in known)
 
 
-def _narrow(evidence: Evidence, value: float, sigma: float) -> Evidence:
+def _narrow(name: str, evidence: Evidence, value: float, sigma: float) -> Evidence:
     """The fitted value with the range that the rows leave, never narrower than 2 %."""
     reach = exp(NORMAL_95 * max(sigma, LEAST_ERROR * 2))
-    return Evidence(value, value / reach, value * reach, evidence.source)
+    high = min(value * reach, MAX_SHARE) if name in SHARES else value * reach
+    return Evidence(value, value / reach, high, evidence.source)
 
 
 def _explain_undetermined(name: str, constants: Constants) -> str:
     if name in HOST_TIMES and constants.profile.overlaps:
         return "the host hides behind the GPU in these rows"
     return "these rows don't tell it from the others"
-

@@ -1,9 +1,9 @@
 """The model's constants as data: what a GPU, a matrix kernel and an engine's host cost, read from checked files.
 
 GPU files belong to erhpc.plan.gpus (memory and timing of one card in one file); kernels and engine profiles lie in
-erhpc/twin/data. A profile may also be a file that `python -m erhpc.calibrate` wrote: it then holds shares of the one GPU
-type it was calibrated on, which replace those of the GPU file. Every constant has a source and a range: `load_constants` takes the values, `draw_constants` sets that
-the ranges allow.
+erhpc/twin/data. A profile may also be a file that `python -m erhpc.calibrate` wrote: it holds shares of the one GPU
+type it was calibrated on, which replace those of the GPU file. Every constant has a source and a range:
+`load_constants` takes the values, `draw_constants` sets that the ranges allow.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def load_constants(
     Raises ConfigError for an unknown name, a wrong file, or a profile that was calibrated on another GPU type.
     """
     timing = load_gpu_timing(gpu, choose)
-    shares = {name: choose(evidence) for name, evidence in _read_shares(profile, gpu).items()}
+    shares: dict[str, Any] = {name: choose(evidence) for name, evidence in _read_shares(profile, gpu).items()}
     timing = replace(timing, **shares)
     return Constants(timing, load_kernel(kernel or find_default_kernel(quantization), timing, choose),
                      load_profile(profile, choose))  # fmt: skip
@@ -293,9 +293,7 @@ def known_profiles() -> tuple[str, ...]:
 def _read_shares(profile: str, gpu: str) -> dict[str, Evidence]:
     """The shares of a GPU that a calibrated profile holds, none for the others."""
     title, table = read_profile_table(profile)
-    shares = {
-        name: read_evidence(f"engine profile {title}: {name}", table[name]) for name in SHARES if table.get(name)
-    }
+    shares = {name: read_evidence(f"engine profile {title}: {name}", table[name]) for name in SHARES if table.get(name)}
     if shares and table.get("gpu") != find_gpu(gpu).name:
         raise ConfigError(
             f"engine profile {title} was calibrated on {table.get('gpu')!r}, and cluster.gpu={gpu!r}: shares of one "

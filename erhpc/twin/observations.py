@@ -50,7 +50,8 @@ class Span:
             return np.empty(0, dtype=np.int64)
         gaps_ns = np.asarray(self.gaps_us, dtype=np.int64) * 1000
         times_ns = self.first_ns + np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(gaps_ns)])
-        return np.minimum(times_ns, self.last_ns)  # gaps are rounded
+        ends_ns: Integers = np.minimum(times_ns, self.last_ns)  # gaps are rounded
+        return ends_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +88,9 @@ def _observe_prefills(spans: Sequence[Span]) -> Iterable[tuple[int, Observation]
         over_before = np.searchsorted(last, span.sent_ns, side="right")
         if begun_before - over_before == 1:
             seconds = (span.first_ns - span.sent_ns) / 1e9
-            yield span.sent_ns, Observation(
-                kind="prefill", num_seqs=1, tokens=span.tokens_in, seconds=seconds, num_steps=1
+            yield (
+                span.sent_ns,
+                Observation(kind="prefill", num_seqs=1, tokens=span.tokens_in, seconds=seconds, num_steps=1),
             )
 
 
@@ -110,8 +112,9 @@ def _observe_decodes(spans: Sequence[Span]) -> Iterable[tuple[int, Observation]]
         num_steps = median(count for _, count in means)
         context = _sum_context(answered, times, int(events[interval])) + num_seqs * (num_steps - 1) / 2
         seconds = median(step_s for step_s, _ in means)
-        yield int(events[interval]), Observation(
-            kind="decode", num_seqs=num_seqs, tokens=context, seconds=seconds, num_steps=num_steps
+        yield (
+            int(events[interval]),
+            Observation(kind="decode", num_seqs=num_seqs, tokens=context, seconds=seconds, num_steps=num_steps),
         )
 
 

@@ -17,8 +17,8 @@ from erhpc.twin.hardware import SHARES, read_profile_table
 
 _MEASURED_HEAD = "# An engine profile that `python -m erhpc.calibrate` fitted to a measurement.\n"
 _OTHER_HEAD = (
-    "# NOT MEASURED: an engine profile that `python -m erhpc.calibrate` fitted to {origin} results. It says what those were\n"
-    "# made with, and nothing of a GPU.\n"
+    "# NOT MEASURED: an engine profile that `python -m erhpc.calibrate` fitted to {origin} results. It says what\n"
+    "# those were made with, and nothing of a GPU.\n"
 )
 
 
@@ -53,11 +53,13 @@ class Origin:
 def write_profile(fit: Fit, profile: str, origin: Origin) -> str:
     """TOML of the profile that was fitted, starting from `profile`; constants that were not fitted stay as they are."""
     _, table = read_profile_table(profile)
-    fitted = {
-        change.name: _show_evidence(change.after, origin.source) for change in fit.changes if not change.reason
-    }
+    fitted = {change.name: _show_evidence(change.after, origin.source) for change in fit.changes if not change.reason}
     head = _MEASURED_HEAD if origin.kind == "measured" else _OTHER_HEAD.format(origin=origin.kind)
-    lines = [f"{head}# Use it with engine.profile=FILE and cluster.gpu={origin.gpu}.", "", f"[{json.dumps(origin.name)}]"]
+    lines = [
+        f"{head}# Use it with engine.profile=FILE and cluster.gpu={origin.gpu}.",
+        "",
+        f"[{json.dumps(origin.name)}]",
+    ]
     shown = {key: raw for key, raw in table.items() if key not in ("calibration", "gpu")}
     for key, raw in shown.items():
         if key not in fitted:

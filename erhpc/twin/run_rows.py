@@ -1,4 +1,4 @@
-"""Reads what the steps of a run took from its folder: levels that can be trusted, requests by replica, rows of a fit."""
+"""Reads what the steps of a run took from its folder: levels that can be trusted, requests by replica, rows."""
 
 from __future__ import annotations
 
