@@ -196,7 +196,7 @@ class LoadTest:
             url=self._server.url,
             model=self._server.model,
             level=level,
-            workload=config.workload,
+            workload=config.workload.at_level(level),
             load=config.load,
             seed=config.seed * SEED_STRIDE + level,
             output=str(self._run.part(level, worker)),

@@ -77,6 +77,7 @@ def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -
                     _warn_of_redirects(experiment),
                     note_affinity(experiment, setting.engine),
                     note_rehearsal(experiment.engine, is_emulated=setting.engine == "emulated"),
+                    _note_cut_prompts(experiment),
                 ],
             )
         ),
@@ -121,6 +122,18 @@ def _warn_of_redirects(experiment: ExperimentConfig) -> str | None:
     if not experiment.redirects or not blind:
         return None
     return f"gateway.data_path=redirect: the gateway does not see how loaded the replicas are: {', '.join(blind)}."
+
+
+def _note_cut_prompts(experiment: ExperimentConfig) -> str | None:
+    """Which lengths of prompts are more than the experts take, None if none."""
+    longest = experiment.longest_prompt_tokens
+    cut = sorted({tokens for tokens in experiment.workload.input_tokens_of_levels if tokens > longest})
+    if not cut:
+        return None
+    return (
+        f"workload.input_tokens_of_levels: {', '.join(map(str, cut))} cut to {longest}, which is what the experts' "
+        "max_model_len leaves beside an answer."
+    )
 
 
 def _count_expert_nodes(experiment: ExperimentConfig) -> int:

@@ -168,7 +168,7 @@ def command_client(
         level=level,
         worker=worker,
         num_workers=experiment.load.num_workers,
-        workload=experiment.workload,
+        workload=experiment.workload.at_level(level, experiment.longest_prompt_tokens),
         load=experiment.load,
         # A seed per level: no level repeats the order of prompts of another.
         seed=experiment.seed * SEED_STRIDE + level,
