@@ -90,4 +90,5 @@ def _explain_replica(seats: float, kv_share: float, prediction: Prediction, busi
 
 
 def _sum_by_replica(prediction: Prediction, weights: Floats) -> Floats:
-    return np.bincount(prediction.replica, weights=weights, minlength=len(prediction.replicas))
+    counts = np.bincount(prediction.replica, weights=weights, minlength=len(prediction.replicas))
+    return counts.astype(np.float64)

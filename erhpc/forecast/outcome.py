@@ -65,7 +65,8 @@ def count_tokens(prediction: Prediction, window: Window) -> float:
 
 
 def _overlap_s(start_s: Floats, end_s: Floats, window: Window) -> Floats:
-    return np.clip(np.minimum(end_s, window.end_s) - np.maximum(start_s, window.start_s), 0.0, None)
+    overlap_s: Floats = np.minimum(end_s, window.end_s) - np.maximum(start_s, window.start_s)
+    return np.maximum(overlap_s, 0.0)
 
 
 def _meet(slo: SloConfig, ttft_s: Floats, tpot_s: Floats, e2e_s: Floats) -> Mask:

@@ -135,9 +135,7 @@ def choose_point(experiment: ExperimentConfig) -> LoadPoint:
     return max(list_load_points(experiment), key=lambda point: point.users or point.rate_per_s or 0)
 
 
-def _list_candidates(
-    experiment: ExperimentConfig, num_nodes: int, gpus_per_node: int
-) -> tuple[list[_Candidate], int]:
+def _list_candidates(experiment: ExperimentConfig, num_nodes: int, gpus_per_node: int) -> tuple[list[_Candidate], int]:
     """Those that fit, and how many do not."""
     groups = _group_alike(experiment)
     num_gpus = num_nodes * gpus_per_node
@@ -161,8 +159,8 @@ def _list_candidates(
             fitting.append(candidate)
     if not fitting:
         raise PlacementError(
-            f"None of {num_misfits} placements fits {num_nodes} node(s) of {gpus_per_node} GPUs. Set placement.nodes to "
-            "more nodes, a cluster.gpu with more memory, or predict.quantizations=[none,awq,fp8]."
+            f"None of {num_misfits} placements fits {num_nodes} node(s) of {gpus_per_node} GPUs. Set placement.nodes "
+            "to more nodes, a cluster.gpu with more memory, or predict.quantizations=[none,awq,fp8]."
         )
     return fitting, num_misfits
 
@@ -231,7 +229,8 @@ def _fit(
     overrides = [text for name in counted for text in _list_changes(name, experiment.experts[name], counted[name])]
     return _Candidate(
         experiment=replace(experiment, experts=counted, router=router),
-        name=", ".join(_describe(names, expert) for names, expert in zip(groups, choice, strict=True)),
+        name=", ".join(_describe(names, expert) for names, expert in zip(groups, choice, strict=True))
+        + ("" if overrides else " (as given)"),
         overrides=(*overrides, *routed),
         num_gpus=sum(expert.tensor_parallel * expert.replicas for expert in counted.values()),
         kv_capacity_tokens=kv_tokens,

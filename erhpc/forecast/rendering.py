@@ -108,11 +108,14 @@ def _describe_cheapest(found: Found | None, slo: SloConfig) -> list[str]:
     cheapest = found.find_cheapest(slo.attainment)
     tried = f"{found.num_tried} placements on {found.num_nodes} node(s) tried, the cheapest first"
     if cheapest is None:
-        return [f"cheapest placement that meets it at {found.load}: none of {tried}; placement.nodes sets the nodes"]
-    how = f": {' '.join(cheapest.overrides)}" if cheapest.overrides else " (this one)"
+        return [
+            f"cheapest placement that meets it at {found.load}: none of {tried}; placement.nodes and "
+            "predict.users say where and for how many"
+        ]
+    how = f": {' '.join(cheapest.overrides)}" if cheapest.overrides else ""
     return [
         f"cheapest placement that meets it at {found.load}: {cheapest.name}, {cheapest.num_gpus} GPUs, "
-        f"{_show_rate(cheapest.row['output_tokens_per_s'])} tok/s{how} ({tried})"
+        f"{_show_rate(cheapest.row['output_tokens_per_s'])} tok/s ({tried}){how}"
     ]
 
 

@@ -241,8 +241,8 @@ BOUNDED_COLUMNS = (
 """The columns of a predicted level that come with an interval."""
 
 
-def name_bound(column: str, end: Literal["low", "high"]) -> str:
-    """The column that holds an end of the interval of `column`: its unit stays last, e.g. ttft_p50_low_s."""
+def name_bound(column: str, end: str) -> str:
+    """The column that holds an end (low or high) of the interval of `column`, unit last: ttft_p50_low_s."""
     unit = "_per_s" if column.endswith("_per_s") else "_s"
     return f"{column.removesuffix(unit)}_{end}{unit}"
 
@@ -252,7 +252,7 @@ PREDICTION_COLUMNS: tuple[Column, ...] = (
     *(
         Column(name_bound(name, end), "float64", f"{end} end of the 90 % interval of {name}")
         for name in BOUNDED_COLUMNS
-        for end in ("low", "high")  # type: ignore[attr-defined]
+        for end in ("low", "high")
     ),
     Column("limited_by", "string", "beyond the knee, what holds the level back; null below it"),
 )
