@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from erhpc.config import SloConfig
+from erhpc.errors import InputError
 from erhpc.results.metrics import QUANTILES, quantiles
 from erhpc.twin.records import Window
 from erhpc.twin.simulation import Prediction
@@ -21,9 +22,18 @@ Mask = npt.NDArray[np.bool_]
 
 
 def read_level(prediction: Prediction, window: Window, slo: SloConfig) -> dict[str, Any]:
-    """The columns of LEVEL_COLUMNS that a simulation knows, by name."""
+    """The columns of LEVEL_COLUMNS that a simulation knows, by name.
+
+    Raises:
+        InputError: no request is sent in the window.
+    """
     length_s = window.end_s - window.start_s
     sent = (prediction.sent_s >= window.start_s) & (prediction.sent_s < window.end_s)
+    if not sent.any():
+        raise InputError(
+            f"No request is sent between {window.start_s:g} s and {window.end_s:g} s of the level: nothing to predict. "
+            "Lengthen workload.measure_s, or raise the rate."
+        )
     ended = (prediction.last_token_s >= window.start_s) & (prediction.last_token_s < window.end_s)
     ttft_s = prediction.first_token_s - prediction.sent_s
     e2e_s = prediction.last_token_s - prediction.sent_s

@@ -62,14 +62,11 @@ class Found:
     placements: Sequence[Placement]
     num_nodes: int
     gpus_per_node: int
+    num_fitting: int
+    """Placements that fit, tried or not."""
     num_misfits: int
     """Placements whose weights, KV cache or replicas do not fit."""
     notices: Sequence[str]
-
-    @property
-    def num_tried(self) -> int:
-        """How many were predicted."""
-        return len(self.placements)
 
     def find_cheapest(self, attainment: float) -> Placement | None:
         """The one with the fewest GPUs among those that meet the SLO, then with the most tokens per second."""
@@ -107,7 +104,8 @@ def search_placements(
     point = choose_point(experiment)
     asked = AskedSource(experiment, engine=plan.engine).draw(point)
     tried: list[Placement] = []
-    for candidate in sorted(candidates, key=lambda candidate: candidate.num_gpus):
+    # Of as many GPUs the given one comes first: it must not go untried.
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.num_gpus, bool(candidate.overrides))):
         met = [placement for placement in tried if placement.meets(experiment.slo.attainment)]
         dearer = met and candidate.num_gpus > met[0].num_gpus
         if until_met and (dearer or len(tried) == MOST_WHILE_PLANNING):
@@ -118,6 +116,7 @@ def search_placements(
         placements=sorted(tried, key=lambda placement: _rank(placement, experiment.slo.attainment)),
         num_nodes=num_nodes,
         gpus_per_node=gpus_per_node,
+        num_fitting=len(candidates),
         num_misfits=num_misfits,
         notices=plan_routes(experiment, classifier).notices,
     )
@@ -278,5 +277,5 @@ def _predict(candidate: _Candidate, point: LoadPoint, asked: Asked, classifier: 
 
 
 def _rank(placement: Placement, attainment: float) -> tuple[bool, int, int, float]:
-    rate = placement.row["output_tokens_per_s"]
+    rate = max(placement.row["output_tokens_per_s"], 1e-3)
     return not placement.meets(attainment), -round(log(rate) / log(SAME_SHARE)), placement.num_gpus, -rate

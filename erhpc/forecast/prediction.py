@@ -33,6 +33,8 @@ from erhpc.twin.simulation import Prediction, simulate
 
 LEAST_REQUESTS = 100
 """Requests of a level with few users."""
+MOST_DRAWN_USERS = 5_000
+"""Levels of more users have no interval: a plan must not take minutes."""
 STARTS_PER_S = 1000
 """Users that begin per second, as clients let them (workload.ramp_s=null)."""
 
@@ -113,7 +115,7 @@ def predict(plan: Plan, classifier: Classifier | None = None) -> Forecast:
         profile=find_profile(experiment),
         sweep_s=sweep_s,
         gpu_hours=plan.num_gpus * sweep_s / 3600,
-        notices=[*routes.notices, *_note_lengths(experiment, source)],
+        notices=[*_note_spared(experiment), *routes.notices, *_note_lengths(experiment, source)],
     )
 
 
@@ -175,7 +177,8 @@ def _predict_level(
     prediction = play(experiment, point, asked, routes, fleets[0])
     window = choose_window(experiment, prediction)
     row = read_level(prediction, window, experiment.slo)
-    drawn = [play(experiment, point, asked, routes, fleet) for fleet in fleets[1:]]
+    spared = (point.users or 0) > MOST_DRAWN_USERS
+    drawn = [] if spared else [play(experiment, point, asked, routes, fleet) for fleet in fleets[1:]]
     others = [read_level(other, choose_window(experiment, other), experiment.slo) for other in drawn]
     level = PredictedLevel(
         point=point,
@@ -217,8 +220,13 @@ def _double(search: SearchConfig) -> Iterator[float]:
     yield search.high
 
 
+def _note_spared(experiment: ExperimentConfig) -> Iterator[str]:
+    if any((point.users or 0) > MOST_DRAWN_USERS for point in list_load_points(experiment)):
+        yield f"levels of more than {MOST_DRAWN_USERS:,} users have no interval"
+
+
 def _note_lengths(experiment: ExperimentConfig, source: AskedSource) -> Iterator[str]:
     left_out = source.num_left_out
     if left_out:
         longest = min(expert.max_model_len for expert in experiment.experts.values())
-        yield f"{left_out} requests are longer than max_model_len={longest} and left out: a server refuses them"
+        yield f"{left_out} of the requests drawn are longer than max_model_len={longest}, and left out: refused"

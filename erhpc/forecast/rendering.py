@@ -43,7 +43,7 @@ def draw_placements(found: Found, slo: SloConfig, most: int = 20) -> RenderableT
     for rank, placement in enumerate(found.placements[:most], 1):
         table.add_row(str(rank), *_show_placement(placement), *(_show_attainment(placement.row, slo)))
     lines = [
-        f"{len(found.placements)} placements on {found.num_nodes} node(s) of {found.gpus_per_node} GPUs; "
+        f"{found.num_fitting} placements on {found.num_nodes} node(s) of {found.gpus_per_node} GPUs; "
         f"{found.num_misfits} more do not fit" + (f"; {most} shown" if len(found.placements) > most else ""),
         *([_describe_met(found, slo)] if slo.is_given else []),
         *([f"first: {' '.join(found.placements[0].overrides)}"] if found.placements[0].overrides else []),
@@ -90,7 +90,7 @@ def _describe_knee(forecast: Forecast) -> str:
         return f"knee: none up to {last.point.describe()}: throughput still grows with the load"
     knee = forecast.levels[forecast.knee]
     beyond = forecast.levels[forecast.knee + 1]
-    why = f", for {beyond.cause.detail}" if beyond.cause else ""
+    why = f". Held back by {beyond.cause.detail}" if beyond.cause else ""
     return f"knee: {knee.point.describe()}; beyond it throughput grows less than half as fast as the load{why}"
 
 
@@ -106,7 +106,7 @@ def _describe_cheapest(found: Found | None, slo: SloConfig) -> list[str]:
     if found is None:
         return []
     cheapest = found.find_cheapest(slo.attainment)
-    tried = f"{found.num_tried} placements on {found.num_nodes} node(s) tried, the cheapest first"
+    tried = f"{len(found.placements)} of {found.num_fitting} placements on {found.num_nodes} node(s), cheapest first"
     if cheapest is None:
         return [
             f"cheapest placement that meets it at {found.load}: none of {tried}; placement.nodes and "

@@ -217,7 +217,15 @@ def test_requests_that_are_too_long_are_left_out_and_said(tmp_path):
 
     told = forecast("llama3_70b_tp4", "workload=trace", f"workload.trace={trace}")
 
-    assert any("30 requests are longer than max_model_len=8192" in notice for notice in told.notices)
+    assert any("30 of the requests drawn are longer than max_model_len=8192" in notice for notice in told.notices)
+
+
+def test_a_window_without_a_request_is_refused(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("Timestamp,Request tokens,Response tokens\n0,100,20\n40,100,20\n")
+
+    with pytest.raises(InputError, match="No request is sent between"):
+        forecast("llama3_70b_tp4", "workload=trace", f"workload.trace={trace}")
 
 
 def test_a_search_is_predicted_from_its_lowest_to_its_highest_load():

@@ -79,6 +79,7 @@ def test_the_cheapest_that_meets_the_slo_has_the_fewest_gpus():
         placements=[made(900, 8), made(300, 2, 0.9), made(500, 4)],
         num_nodes=1,
         gpus_per_node=8,
+        num_fitting=3,
         num_misfits=0,
         notices=(),
     )
