@@ -1,4 +1,4 @@
-"""The verb `python -m erhpc.launch +experiment=X`: plan, submit, follow, report. Thin assembly, no logic.
+"""The verb `python -m erhpc.launch +experiment=X`: plan, predict, submit, follow, report. Thin assembly, no logic.
 
 Exit code 0: the run finished; 1: it failed; 2: the configuration or an input is wrong; 130: cancelled.
 """
@@ -16,6 +16,8 @@ from erhpc.cluster.submission import submit
 from erhpc.composition import is_multirun, verb
 from erhpc.config import ExperimentConfig
 from erhpc.console import open_console
+from erhpc.forecast.rendering import draw_failure
+from erhpc.forecast.saving import save_prediction
 from erhpc.outcome import conclude
 from erhpc.plan.building import build_plan
 from erhpc.plan.rendering import draw_notices
@@ -30,7 +32,10 @@ def main(experiment: ExperimentConfig, yaml: str) -> int:
     setting = decide_setting(experiment, observe_site(experiment.cluster))
     plan = build_plan(experiment, setting, python=sys.executable)
     console.print(draw_notices(plan))
-    run = prepare_run(plan, yaml, datetime.now(UTC))
+    now = datetime.now(UTC)
+    run = prepare_run(plan, yaml, now)
+    if (reason := save_prediction(plan, run, now)) is not None:
+        console.print(draw_failure(reason))
     job = submit(plan, run, run_node)
     console.print(f"run: {run.root}\njob: {job.scheduler} {job.job_id}")
     if experiment.detach or is_multirun():

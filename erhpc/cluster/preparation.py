@@ -31,7 +31,6 @@ from erhpc.results.provenance import collect_provenance, write_manifest
 from erhpc.results.record import SCHEMA_VERSION
 from erhpc.routing.artefact import read_artefact
 from erhpc.routing.embedding import check_embedding
-from erhpc.routing.fitting import fit_to
 from erhpc.workload.tokenizer import read_tokenizer
 from erhpc.workload.traces import read_trace
 
@@ -173,6 +172,9 @@ def describe_source(source: str) -> dict[str, Any]:
 
 def prepare_artefact(experiment: ExperimentConfig, folder: Path) -> None:
     """Put the router's classifier into `folder`: a copy of the configured one, or one fitted on the corpus."""
+    # scikit-learn takes a second to import, and only what fits a classifier should wait for it.
+    from erhpc.routing.fitting import fit_to
+
     router = experiment.router
     if router.artefact is None:
         settings = FitConfig(

@@ -12,6 +12,7 @@ from erhpc.config.cluster import ClusterConfig, PlacementConfig
 from erhpc.config.experiment import ExperimentConfig, LoadTestConfig, StandaloneGatewayConfig
 from erhpc.config.experts import SYNTHETIC_WEIGHTS, ArchitectureConfig, EngineConfig, ExpertConfig, FaultConfig
 from erhpc.config.load import LoadConfig, SearchConfig, SloConfig, StopConfig
+from erhpc.config.predict import PredictConfig
 from erhpc.config.routing import POLICIES, RULES, FitConfig, GatewayConfig, RouterConfig
 from erhpc.config.words import AUTO_MODEL, DEMO_CORPUS
 from erhpc.config.workload import LengthConfig, PrefixConfig, WorkloadConfig
@@ -35,6 +36,7 @@ __all__ = [
     "LoadConfig",
     "LoadTestConfig",
     "PlacementConfig",
+    "PredictConfig",
     "PrefixConfig",
     "ProfileConfig",
     "RouterConfig",

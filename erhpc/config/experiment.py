@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from erhpc.config.cluster import ClusterConfig, PlacementConfig
 from erhpc.config.experts import EngineConfig, ExpertConfig
 from erhpc.config.load import LoadConfig, SearchConfig, SloConfig, StopConfig
+from erhpc.config.predict import PredictConfig
 from erhpc.config.routing import POLICIES, GatewayConfig, RouterConfig
 from erhpc.config.words import AUTO_MODEL
 from erhpc.config.workload import WorkloadConfig
@@ -32,6 +33,7 @@ class ExperimentConfig:
     slo: SloConfig = field(default_factory=SloConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 0
     """Seed of everything random: prompts, lengths, random policy, fitting."""

@@ -14,15 +14,13 @@ from erhpc.plan.plan import Plan, PlannedProcess
 
 
 def draw_plan(plan: Plan) -> RenderableType:
-    """The whole plan; hosts are shown as node0, node1, ... and ports as those of the first band."""
-    return Group(
-        _draw_head(plan),
-        _draw_replicas(plan),
-        _draw_levels(plan),
-        _draw_cost(plan),
-        Text("\ncommands", style="bold"),
-        *_draw_commands(plan),
-    )
+    """What sits where, what fits and how long it takes; hosts are shown as node0, node1, ..."""
+    return Group(_draw_head(plan), _draw_replicas(plan), _draw_levels(plan), _draw_cost(plan))
+
+
+def draw_commands(plan: Plan) -> RenderableType:
+    """The command of every process, with the ports of the first band."""
+    return Group(Text("\ncommands", style="bold"), *(_draw_command(plan, process) for process in plan.processes))
 
 
 def draw_notices(plan: Plan) -> RenderableType:
@@ -100,10 +98,6 @@ def _draw_cost(plan: Plan) -> Text:
     hours = f"GPU-hours: expected {plan.gpu_hours(plan.expected_s):.2f}, at most {plan.gpu_hours(plan.walltime_s):.2f}"
     asked = f"per node: {plan.gpus_per_node if plan.requests_gpus else 0} GPUs, {plan.cpus_per_node} CPUs asked for"
     return Text(f"{time}; {hours}; {asked}; {ports}")
-
-
-def _draw_commands(plan: Plan) -> list[RenderableType]:
-    return [_draw_command(plan, process) for process in plan.processes]
 
 
 def _draw_command(plan: Plan, process: PlannedProcess) -> Text:

@@ -7,7 +7,7 @@ loops not on one axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import ceil, isfinite
+from math import ceil, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from erhpc.report.panels import Panel, choose_panels, name_load_axis
 from erhpc.report.runs import EXTERNAL, describe_mark, describe_watermark
 from erhpc.report.scales import choose_digits, choose_ticks, format_load
 from erhpc.report.series import Series, split_series
+from erhpc.results.record import BOUNDED_COLUMNS, name_bound
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")
 """Okabe and Ito's colours, told apart by colour-blind readers too, without the yellow that is too pale for lines;
@@ -45,20 +46,29 @@ LEGEND_HANDLE_INCHES = 0.65
 LEGEND_LETTER_INCHES = 0.075
 """Mean width of a letter at the legend's 9 points."""
 
+PREDICTED_LABEL = "dash-dotted: PREDICTED, not measured; band: its 90 % interval"
+PREDICTED_NOTE = "dash-dotted: PREDICTED"
+
 Style = dict[str, Any]
 
 
-def write_figures(levels: pd.DataFrame, folder: Path, limits: Mapping[str, float] | None = None) -> list[Path]:
+def write_figures(
+    levels: pd.DataFrame,
+    folder: Path,
+    limits: Mapping[str, float] | None = None,
+    predictions: pd.DataFrame | None = None,
+) -> list[Path]:
     """Draw every figure of `levels` (LEVEL_COLUMNS of any number of runs) as PNG in `folder`; returns the files.
 
     Closed and open loops have an overview each. Figures that an earlier report left there and this one has no levels
-    for are deleted. `limits` is the largest load that met the SLO, by the id of the run that searched for it.
+    for are deleted. `limits` is the largest load that met the SLO, by the id of the run that searched for it;
+    `predictions` (PREDICTION_COLUMNS) are drawn beside the runs that they are of.
     """
     folder.mkdir(parents=True, exist_ok=True)
     closed, opened = split_loops(levels)
     figures = {
-        "overview.png": draw_overview(closed, limits) if len(closed) else None,
-        "overview_rate.png": draw_overview(opened, limits) if len(opened) else None,
+        "overview.png": draw_overview(closed, limits, predictions) if len(closed) else None,
+        "overview_rate.png": draw_overview(opened, limits, predictions) if len(opened) else None,
         "expert_share.png": draw_expert_share(levels) if any(levels["expert_share"]) else None,
     }
     for name, figure in figures.items():
@@ -69,22 +79,28 @@ def write_figures(levels: pd.DataFrame, folder: Path, limits: Mapping[str, float
     return [folder / name for name, figure in figures.items() if figure is not None]
 
 
-def draw_overview(levels: pd.DataFrame, limits: Mapping[str, float] | None = None) -> Figure:
+def draw_overview(
+    levels: pd.DataFrame, limits: Mapping[str, float] | None = None, predictions: pd.DataFrame | None = None
+) -> Figure:
     """Throughput, latencies and, with an SLO, goodput against the load: a colour and a line per run.
 
-    An invalid level is hollow; a dotted line is the largest load that met the SLO (`limits`, by the run's id).
+    An invalid level is hollow; a dotted line is the largest load that met the SLO (`limits`, by the run's id). What was
+    predicted of a run is dash-dotted in its colour, on a band that is the interval, and named in every panel.
 
     Raises:
         ValueError: some levels are of closed loops and some of open ones.
     """
     series, panels = split_series(levels), choose_panels(levels)
     marks = {index: limits[run.run_id] for index, run in enumerate(series) if limits and run.run_id in limits}
+    predicted = {} if predictions is None else _pick_predictions(series, predictions)
     handles = [*_make_series_handles(series), *_make_style_handles(levels, list(marks.values()))]
+    handles += [Line2D([], [], color=MUTED_COLOUR, linestyle="-.", label=PREDICTED_LABEL)] if predicted else []
     num_columns = choose_legend_columns([str(handle.get_label()) for handle in handles])
     height_inches = PANEL_ROW_INCHES * len(panels) / 2 + LEGEND_ROW_INCHES * ceil(len(handles) / num_columns)
     figure = Figure(figsize=(OVERVIEW_INCHES, height_inches))
     for axes, panel in zip(figure.subplots(len(panels) // 2, 2).flat, panels, strict=True):
         _draw_panel(axes, panel, levels, series)
+        _draw_predictions(axes, panel, predicted)
         for index, load in marks.items():
             axes.axvline(load, color=_style_series(index)["color"], linestyle=":", linewidth=1.5, zorder=1.5)
     _add_title(figure, levels, f"{_describe_subject(levels)} under load: {_describe_runs(series)}")
@@ -141,6 +157,37 @@ def _draw_panel(axes: Any, panel: Panel, levels: pd.DataFrame, series: Sequence[
     axes.grid(visible=True, which="major", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     _add_watermark(axes, levels, BELOW_LINES)
+
+
+def _pick_predictions(series: Sequence[Series], predictions: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """The predicted levels of each run that has some, by its index."""
+    own = {
+        index: predictions[(predictions["run_id"] == run.run_id) & (predictions["experiment"] == run.experiment)]
+        for index, run in enumerate(series)
+    }
+    return {index: frame for index, frame in own.items() if len(frame)}
+
+
+def _draw_predictions(axes: Any, panel: Panel, predicted: Mapping[int, pd.DataFrame]) -> None:
+    """The first line of a panel as it was predicted, with its interval."""
+    column = panel.lines[0][0]
+    drawn = False
+    for index, frame in predicted.items():
+        levels = _sort_by_load(frame)
+        if not (levels[column] > 0).any():
+            continue
+        colour, loads = _style_series(index)["color"], levels["load"].to_numpy(dtype=float)
+        axes.plot(
+            loads, levels[column].to_numpy(dtype=float, na_value=nan), "-.", color=colour, linewidth=1.2, alpha=0.8
+        )
+        if column in BOUNDED_COLUMNS:
+            ends = ("low", "high")
+            low, high = (levels[name_bound(column, end)].to_numpy(dtype=float, na_value=nan) for end in ends)
+            axes.fill_between(loads, low, high, color=colour, alpha=0.12, linewidth=0)
+        drawn = True
+    if drawn:
+        # In every panel: one that is cut out of its figure must still say what it shows.
+        axes.text(0.99, 0.02, PREDICTED_NOTE, transform=axes.transAxes, ha="right", fontsize=8, color=MARK_COLOUR)
 
 
 def _sort_by_load(levels: pd.DataFrame) -> pd.DataFrame:

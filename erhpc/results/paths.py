@@ -48,6 +48,11 @@ class RunPaths:
         return self.root / "levels.parquet"
 
     @property
+    def prediction(self) -> Path:
+        """What was predicted of each level before the run began (Parquet)."""
+        return self.root / "prediction.parquet"
+
+    @property
     def key(self) -> Path:
         """The token of the run, readable by its owner only."""
         return self.root / ".key"

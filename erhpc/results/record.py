@@ -234,6 +234,30 @@ LEVEL_COLUMNS: tuple[Column, ...] = (
     Column("invalid_reasons", "list<string>", "why the level is invalid, empty if valid"),
 )
 
+BOUNDED_COLUMNS = (
+    "output_tokens_per_s",
+    *(f"{name}_{quantile}_s" for name in ("ttft", "tpot", "e2e") for quantile in ("p50", "p99")),
+)
+"""The columns of a predicted level that come with an interval."""
+
+
+def name_bound(column: str, end: str) -> str:
+    """The column that holds an end (low or high) of the interval of `column`, unit last: ttft_p50_low_s."""
+    unit = "_per_s" if column.endswith("_per_s") else "_s"
+    return f"{column.removesuffix(unit)}_{end}{unit}"
+
+
+PREDICTION_COLUMNS: tuple[Column, ...] = (
+    *LEVEL_COLUMNS,
+    *(
+        Column(name_bound(name, end), "float64", f"{end} end of the 90 % interval of {name}")
+        for name in BOUNDED_COLUMNS
+        for end in ("low", "high")
+    ),
+    Column("limited_by", "string", "beyond the knee, what holds the level back; null below it"),
+)
+"""The columns of `prediction.parquet`: those of a level, of which what is not predicted is null, with intervals."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:

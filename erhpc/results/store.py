@@ -28,6 +28,7 @@ from erhpc.results.atomic import replacing
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import (
     LEVEL_COLUMNS,
+    PREDICTION_COLUMNS,
     RECORD_COLUMNS,
     SCHEMA_VERSION,
     ClientPart,
@@ -74,6 +75,7 @@ def to_schema(columns: Sequence[Column]) -> Any:
 
 RECORD_SCHEMA = to_schema(RECORD_COLUMNS)
 LEVEL_SCHEMA = to_schema(LEVEL_COLUMNS)
+PREDICTION_SCHEMA = to_schema(PREDICTION_COLUMNS)
 PART_SCHEMA = to_schema([column for column in RECORD_COLUMNS if column.name in _RECORD_FIELDS])
 
 
@@ -131,6 +133,12 @@ def append_level(paths: RunPaths, identity: LevelIdentity, parts: Sequence[Clien
     _append(paths.levels, LEVEL_SCHEMA, [pa.Table.from_pylist([dict(row)], schema=LEVEL_SCHEMA)])
 
 
+def write_prediction(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the predicted levels of a run, rows of PREDICTION_COLUMNS."""
+    with _replacing_file(path, PREDICTION_SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=PREDICTION_SCHEMA))
+
+
 def read_records(run: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """All requests of a run, one row each, with RECORD_COLUMNS or only `columns`.
 
@@ -148,10 +156,25 @@ def read_levels(run: Path) -> pd.DataFrame:
         InputError: `run` holds no levels, or the file is damaged.
         SchemaMismatch: another version of erhpc wrote them.
     """
-    frame = _read_frame(RunPaths(run).levels)
+    return _read_level_frame(RunPaths(run).levels)
+
+
+def read_prediction(run: Path) -> pd.DataFrame | None:
+    """What was predicted of a run, one row per level, with PREDICTION_COLUMNS; None if nothing was.
+
+    Raises:
+        InputError: the file is damaged.
+        SchemaMismatch: another version of erhpc wrote it.
+    """
+    path = RunPaths(run).prediction
+    return _read_level_frame(path) if path.exists() else None
+
+
+def _read_level_frame(path: Path) -> pd.DataFrame:
+    frame = _read_frame(path)
     frame["expert_share"] = [dict(pairs or ()) for pairs in frame["expert_share"]]
     for name in ("invalid_reasons", "client_lag_histogram"):
-        frame[name] = [list(values) for values in frame[name]]
+        frame[name] = [list(values) if values is not None else [] for values in frame[name]]
     return frame
 
 

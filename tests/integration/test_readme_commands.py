@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from erhpc.results.store import read_levels, read_records
+from erhpc.results.store import read_levels, read_prediction, read_records
 from tests import runs
 from tests.integration.test_standalone import null_expert
 from tests.readme import find_commands
@@ -113,13 +113,26 @@ def check_plan(command, tmp_path, environment):
     assert "expert_0-0" in output
     assert "485,424" in output
     assert "vllm.entrypoints.openai.api_server" in output
+    assert "PREDICTED: computed, not measured" in output
+    assert "knee: 200 users" in output
+
+
+def check_placements(command, tmp_path, environment):
+    output = execute(command, env=environment)
+
+    assert "PREDICTED: computed, not measured" in output
+    assert " 1  4 experts: 1 replica of TP2 awq (as given)" in output
+    assert "5 placements on 1 node(s) of 8 GPUs; 4 more do not fit" in output
 
 
 def check_launch(command, tmp_path, environment):
     output = execute(shorten(command, tmp_path), env=environment)
 
     assert "finished" in output
-    runs.assert_records_are_the_requests(runs.only_run(tmp_path))
+    run = runs.only_run(tmp_path)
+    runs.assert_records_are_the_requests(run)
+    assert list(read_prediction(run.root)["users"]) == [1, 2]
+    assert "prediction beside measurement" in output
 
 
 def load(command, tmp_path, environment, *overrides):
@@ -231,6 +244,9 @@ EXPECTED = {
     "make demo": check_demo,
     ". .venv/bin/activate": check_activation,
     "python -m erhpc.plan +experiment=llama3_70b_tp4 engine=vllm cluster=slurm": check_plan,
+    "python -m erhpc.plan search +experiment=llama3_70b_awq_tp2 engine=emulated predict.users=200 slo.tpot_s=0.05": (
+        check_placements
+    ),
     "python -m erhpc.launch +experiment=llama3_70b_tp4": check_launch,
     "python -m erhpc.launch +experiment=llama3_8b_tp1 detach=true": check_detached,
     "python -m erhpc.load url=http://127.0.0.1:8000 users=[1,10,100]": check_load_of_users,

@@ -20,6 +20,8 @@ ROOMS = {
     # A prediction has the records of a measurement.
     "twin": {"plan", "results"},
     "results": set(),
+    # Knows a plan, what its users ask and where that goes, so that none of those rooms has to know the twin.
+    "forecast": {"plan", "results", "routing", "twin", "workload"},
     "experts": {"plan", "results", "twin"},
     "gateway": {"http1", "plan", "results", "routing"},
     "config": set(),
