@@ -25,6 +25,18 @@ def words(text: str) -> list[str]:
     return _find_words(text.lower())
 
 
+_TO_WORDS = {code: chr(code).lower() if chr(code).isalnum() or chr(code) == "_" else " " for code in range(128)}
+"""What becomes of each ASCII character where words are told apart by blanks."""
+
+
+def words_to_look_up(text: str) -> list[str]:
+    """The same as `words`, but single characters may be among them, which no vocabulary of words has.
+
+    ASCII texts, most of them, take a third of the time.
+    """
+    return text.translate(_TO_WORDS).split() if text.isascii() else words(text)
+
+
 def words_and_marks(text: str) -> list[str]:
     """Split a text into its lower-case words, numbers (all one token) and runs of punctuation, in order."""
     return [NUMBER if token[0].isdigit() else token for token in _find_tokens(text.lower())]
@@ -40,7 +52,7 @@ def content_words(text: str, stop_words: Collection[str]) -> list[str]:
     return [word for word in words(text) if word not in stop_words and not is_number(word)]
 
 
-TOKENS: dict[str, Callable[[str], list[str]]] = {"content": words, "all": words_and_marks}
+TOKENS: dict[str, Callable[[str], list[str]]] = {"content": words_to_look_up, "all": words_and_marks}
 """How a served text is split, by the name an artefact gives it. `content` needs no filter: what c-BTM leaves out is in
 no vocabulary."""
 SUBWORDS = "subwords"

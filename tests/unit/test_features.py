@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
 from erhpc.errors import InputError
-from erhpc.routing.features import NUMBER, Reading, content_words, is_number, words, words_and_marks
+from erhpc.routing.features import NUMBER, Reading, content_words, is_number, words, words_and_marks, words_to_look_up
 
 analyze = CountVectorizer().build_analyzer()
 
@@ -17,6 +17,12 @@ analyze = CountVectorizer().build_analyzer()
 @example("The İstanbul ﬁre-fly's x² of ½ 2nd don't_stop ΑΣ ١٢ 東京 na\u0308ive a1 1a")
 def test_words_are_those_of_scikit_learn(text):
     assert words(text) == analyze(text)
+
+
+@given(st.text(st.characters(max_codepoint=127)) | st.text())
+@example("A_b\x1cI2 i'm\x85no, B")
+def test_words_to_look_up_are_the_words_but_for_single_characters(text):
+    assert [word for word in words_to_look_up(text) if len(word) > 1] == words(text)
 
 
 def test_a_word_has_at_least_two_characters_and_no_capitals():
