@@ -83,6 +83,25 @@ def test_a_run_on_two_emulated_nodes_ends_with_a_record_per_request(tmp_path):
     assert_nothing_is_left(run)
 
 
+def test_a_rehearsal_in_faster_time_serves_many_replicas_and_marks_every_level(tmp_path):
+    faster = ("engine.speedup=20", "router=round_robin", "workload.users=[8]", f"output_root={tmp_path}")
+    output = runs.run_verb("launch", "+experiment=llama3_8b_tp1", *EMULATED, *faster).stdout
+
+    run = runs.find_run(output)
+    records, levels = runs.assert_records_are_the_requests(run), read_levels(run.root)
+    num_cores, specs = len(os.sched_getaffinity(0)), list((run.root / "specs").glob("expert-*.json"))
+    assert len(specs) == (8 if num_cores >= 8 else max(1, num_cores // 2))
+    assert {replica["state"] for replica in runs.read_status(run)["replicas"].values()} == {"ready"}
+    assert len(set(records["replica"])) == 8
+    assert levels["valid"].tolist() == [False]
+    assert any(
+        "rehearsal: the time of the emulated experts runs 20 times as fast" in reason
+        for reason in levels["invalid_reasons"].iloc[0]
+    )
+    assert "rehearsal" in output
+    assert_nothing_is_left(run)
+
+
 def test_a_baseline_has_no_gateway_and_its_records_name_the_replica(tmp_path):
     output = runs.run_verb("launch", *BASELINE, "workload.users=[2]", f"output_root={tmp_path}").stdout
 

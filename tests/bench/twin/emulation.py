@@ -4,23 +4,24 @@
 
 The replicas are those of conf/experiment/quickstart.yaml (Llama 3 70B AWQ on two A100 each), served by one process as
 on a machine with few cores. Users are dealt to the replicas, each of which is asked directly by a client of its own
-(`python -m erhpc.load`); the simulation is given the same users, prompts and answers. Compared are the requests sent in
-the window, each with itself, and the tokens within the window. Nothing here was measured on a GPU.
+(`python -m erhpc.load`); the simulation is given the same users, prompts and answers. Compared are the requests sent
+and answered in the window, each with itself, and the tokens within the window. Nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,6 @@ from erhpc.twin.simulation import simulate
 from erhpc.workload.pool import PromptPool
 from erhpc.workload.requests import RequestSource
 
-FIRST_PORT = 18200
 COLUMNS = {"tokens_per_s": 1, "ttft_mean_s": 1e3, "ttft_p50_s": 1e3, "itl_mean_s": 1e3}
 """What the table shows, and times what."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -86,37 +86,34 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Times:
-    """Requests of one replica, keyed by (user, sequence): when sent, first and last token, seconds; answer tokens."""
+class Answered:
+    """One request: when it was sent, and when its tokens came, seconds."""
 
-    of: dict[tuple[int, int], tuple[float, float, float, int]]
-
-    def select(self, keys: Sequence[tuple[int, int]]) -> np.ndarray:
-        return np.array([self.of[key] for key in keys], dtype=np.float64).reshape(-1, 4)
-
-    def count_tokens(self, start_s: float, end_s: float) -> float:
-        """Tokens within the window; those of an answer are spread evenly between its first and its last."""
-        _, first_s, last_s, tokens = np.array(list(self.of.values())).T
-        span_s = np.maximum(last_s - first_s, 1e-9)
-        inside_s = np.clip(np.minimum(last_s, end_s) - np.maximum(first_s, start_s), 0, None)
-        has_first = (first_s >= start_s) & (first_s < end_s)
-        return float((inside_s / span_s * (tokens - 1) + has_first).sum())
+    sent_s: float
+    tokens_s: np.ndarray
 
 
-def list_specs(num_replicas: int, first_port: int = FIRST_PORT, **changes: object) -> list[EmulatedExpertSpec]:
+Times = Mapping[tuple[int, int], Answered]
+"""The answered requests of one replica by (user, sequence)."""
+
+
+def list_specs(num_replicas: int, *, speedup: float = 1.0) -> list[EmulatedExpertSpec]:
     """Replicas of the quickstart as its plan has them, on ports of their own and open to all."""
     overrides = ["+experiment=quickstart", "cluster=local", "engine=emulated"]
     experiment = to_config(compose_experiment(overrides), ExperimentConfig)
     planned = build_plan(experiment, decide_setting(experiment, Site(num_cores=1)), python="python")
     (process,) = [process for process in planned.processes if process.kind == "expert"]
     specs = msgspec.convert(process.spec, EmulatedExpertsSpec).experts
-    place = {"host": "127.0.0.1", "key_file": None}
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(num_replicas)]
+        ports = [probe.getsockname()[1] for probe in probes]
     return [
-        replace(specs[index % len(specs)], port=first_port + index, **place, **changes) for index in range(num_replicas)
+        replace(specs[index % len(specs)], host="127.0.0.1", port=port, key_file=None, speedup=speedup)
+        for index, port in enumerate(ports)
     ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(specs: Sequence[EmulatedExpertSpec], folder: Path) -> Iterator[int]:
     """The process id of a process that serves the replicas."""
     path = folder / "experts.json"
@@ -141,12 +138,12 @@ def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"{url} does not answer")
 
 
-def measure(loads: Sequence[Load], first_port: int, folder: Path) -> list[Times]:
+def measure(specs: Sequence[EmulatedExpertSpec], loads: Sequence[Load], folder: Path) -> list[Times]:
     """Put a load on each replica at the same time; what the clients saw, since the first request was due."""
     clients = []
-    for index, load in enumerate(loads):
-        url = f"url=http://127.0.0.1:{first_port + index}"
-        command = [sys.executable, "-m", "erhpc.load", url, *load.to_overrides(), f"output_root={folder / str(index)}"]
+    for spec, load in zip(specs, loads, strict=True):
+        url, output = f"url=http://127.0.0.1:{spec.port}", f"output_root={folder / str(spec.port)}"
+        command = [sys.executable, "-m", "erhpc.load", url, *load.to_overrides(), output]
         clients.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     outputs = [client.communicate()[0] for client in clients]
     runs = [re.search(r"^run: (.+)$", output, re.MULTILINE) for output in outputs]
@@ -158,15 +155,15 @@ def measure(loads: Sequence[Load], first_port: int, folder: Path) -> list[Times]
 
 def _read_times(run: Path, speedup: float) -> Times:
     columns = ["user", "sequence", "scheduled_monotonic_ns", "sent_monotonic_ns", "first_token_monotonic_ns"]
-    frame = read_records(run, [*columns, "last_token_monotonic_ns", "tokens_out", "status"])
+    frame = read_records(run, [*columns, "token_gaps_us", "status"])
     begin_ns = frame["scheduled_monotonic_ns"].min()
-    done = frame[frame["status"] == "ok"]
-    times_s = [
-        ((done[f"{name}_monotonic_ns"] - begin_ns) / 1e9 * speedup).astype(float).tolist()
-        for name in ("sent", "first_token", "last_token")
-    ]
-    keys = zip(done["user"].tolist(), done["sequence"].tolist(), strict=True)
-    return Times(dict(zip(keys, zip(*times_s, done["tokens_out"].tolist(), strict=True), strict=True)))
+    times = {}
+    for row in frame[frame["status"] == "ok"].itertuples():
+        gaps_s = np.cumsum([0, *row.token_gaps_us]) / 1e6
+        first_s = (row.first_token_monotonic_ns - begin_ns) / 1e9
+        sent_s = (row.sent_monotonic_ns - begin_ns) / 1e9
+        times[row.user, row.sequence] = Answered(sent_s * speedup, (first_s + gaps_s) * speedup)
+    return times
 
 
 def predict(spec: EmulatedExpertSpec, load: Load, requests_per_user: int) -> Times:
@@ -183,9 +180,12 @@ def predict(spec: EmulatedExpertSpec, load: Load, requests_per_user: int) -> Tim
     model = ReplicaModel(replica=spec.replica, expert="", limits=serving.limits, step_time=serving.step_time)
     loop = ClosedLoop(users=load.users, num_requests=len(asks), ramp_s=load.users / STARTS_PER_S * load.speedup)
     found = simulate([[model]], demand, loop, GatewayModel(latency_s=serving.request_s))
-    keys = zip(found.user.tolist(), found.sequence.tolist(), strict=True)
-    values = (found.sent_s, found.first_token_s, found.last_token_s, found.tokens_out)
-    return Times(dict(zip(keys, zip(*(value.tolist() for value in values), strict=True), strict=True)))
+    return {
+        (user, sequence): Answered(sent_s, found.token_times_s(number))
+        for number, (user, sequence, sent_s) in enumerate(
+            zip(found.user.tolist(), found.sequence.tolist(), found.sent_s.tolist(), strict=True)
+        )
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,30 +200,35 @@ class Comparison:
 
 
 def compare(pairs: Sequence[tuple[Times, Times]], load: Load) -> Comparison:
-    """Pool the replicas' requests: (emulated, predicted) of each; times of the window are those of `load`."""
+    """Pool the replicas' requests, (emulated, predicted) of each: those sent and answered in the window of `load`.
+
+    Users of the emulated ones leave at its end, which makes the rest of their answers faster.
+    """
     start_s, end_s = load.warmup_s, load.warmup_s + load.measure_s
-    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    tokens = [0.0, 0.0]
-    for pair in pairs:
-        keys = [key for key, (sent_s, *_) in pair[0].of.items() if start_s <= sent_s < end_s and key in pair[1].of]
-        for side in (0, 1):
-            rows[side].append(pair[side].select(keys))
-            tokens[side] += pair[side].count_tokens(start_s, end_s)
-    both = []
+    sides = []
     for side in (0, 1):
-        sent_s, first_s, last_s, answer = np.concatenate(rows[side]).T
-        ttft_s = first_s - sent_s
-        both.append(
+        ttft_s, spans_s, num_gaps, num_tokens = [], 0.0, 0, 0
+        for pair in pairs:
+            for key, answered in pair[side].items():
+                num_tokens += int(((answered.tokens_s >= start_s) & (answered.tokens_s < end_s)).sum())
+                if all(key in times and _is_within(times[key], start_s, end_s) for times in pair):
+                    ttft_s.append(answered.tokens_s[0] - answered.sent_s)
+                    spans_s += answered.tokens_s[-1] - answered.tokens_s[0]
+                    num_gaps += len(answered.tokens_s) - 1
+        sides.append(
             {
-                "tokens_per_s": tokens[side] / load.measure_s,
-                "ttft_mean_s": float(ttft_s.mean()),
+                "tokens_per_s": num_tokens / load.measure_s,
+                "ttft_mean_s": float(np.mean(ttft_s)),
                 "ttft_p50_s": float(np.median(ttft_s)),
-                "ttft_p99_s": float(np.quantile(ttft_s, 0.99)),
-                "itl_mean_s": float((last_s - first_s).sum() / (answer - 1).sum()),
-                "requests": float(len(answer)),
+                "itl_mean_s": spans_s / num_gaps,
+                "requests": float(len(ttft_s)),
             }
         )
-    return Comparison(emulated=both[0], predicted=both[1])
+    return Comparison(emulated=sides[0], predicted=sides[1])
+
+
+def _is_within(answered: Answered, start_s: float, end_s: float) -> bool:
+    return start_s <= answered.sent_s and answered.tokens_s[-1] < end_s
 
 
 def run_level(
@@ -238,11 +243,11 @@ def run_level(
     folder.mkdir()
     with serving(specs, folder) as pid:
         before_s, begun_s = _read_cpu_s(pid), time.monotonic()
-        measured = measure(loads, FIRST_PORT, folder)
+        measured = measure(specs, loads, folder)
         cpu_share = (_read_cpu_s(pid) - before_s) / (time.monotonic() - begun_s)
     pairs = []
     for spec, load, times in zip(specs, loads, measured, strict=True):
-        requests_per_user = max(sequence for _, sequence in times.of) + 3
+        requests_per_user = max(sequence for _, sequence in times) + 3
         pairs.append((times, predict(spec, load, requests_per_user)))
     return compare(pairs, loads[0]), cpu_share
 
