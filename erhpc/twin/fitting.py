@@ -261,7 +261,7 @@ def _check(rows: Sequence[Row]) -> None:
         found = f"only of {sizes[0]} sequence(s)" if sizes else "none"
         raise InputError(
             f"Decode steps of at least two batch sizes are needed, and the valid levels show {found}. Measure with "
-            "workload=calibration, or give more runs."
+            "workload=calibration, or give more runs; the engine must send tokens one by one (stream-interval 1)."
         )
     bad = [row for row in rows if not (0 < row.seconds < inf and 0 < row.tokens < inf)]
     if bad:
