@@ -27,9 +27,10 @@ from erhpc.plan.plan import plan_from_json
 from erhpc.results.atomic import write_atomically
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import PREDICTED
-from erhpc.twin.fitting import Fit, Row, fit_constants, read_evidence_of
+from erhpc.twin.fitting import Fit, fit_constants, read_evidence_of
 from erhpc.twin.hardware import DEFAULT_PROFILE, find_default_kernel
 from erhpc.twin.profile_file import Origin, write_profile
+from erhpc.twin.rows import Row
 from erhpc.twin.run_rows import EMULATED, MEASURED, read_rows
 
 EXIT_USER_ERROR = 2

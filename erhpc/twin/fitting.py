@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import exp, inf, log
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from erhpc.config import ArchitectureConfig
 from erhpc.errors import InputError
 from erhpc.twin.evidence import NORMAL_95, Evidence
 from erhpc.twin.hardware import SHARES, Constants, known_profiles, load_constants, read_profile_evidence
-from erhpc.twin.observations import Observation
-from erhpc.twin.step_time import Batch, Roofline
+from erhpc.twin.rows import Row, predict_rows
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,50 +34,6 @@ LEAST_ERROR = 0.005
 OUTLIER_ERROR = 0.03
 """Above it, an error counts by its size and no longer by its square."""
 MAX_OUTSIDE_S = 1.0
-MIN_ROW_STEPS = 16
-MIN_ROW_SHARE = 0.1
-"""Of the steps of a level: sequences that end one after the other are seen in passing only."""
-HELD_OUT_EVERY = 3
-"""Every third observation of a level is kept from the fit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What ran: all that a step time needs beside the constants, and the token budget that cuts prompts."""
-
-    model: str
-    architecture: ArchitectureConfig
-    dtype: str
-    tensor_parallel: int
-    max_num_batched_tokens: int
-    is_eager: bool = False
-
-    def build(self, constants: Constants) -> Roofline:
-        """The step time under some constants. Raises ConfigError for a shape that is none."""
-        return Roofline(
-            self.architecture,
-            dtype=self.dtype,
-            quantization=None,
-            tensor_parallel=self.tensor_parallel,
-            gpu="",
-            constants=constants,
-            is_eager=self.is_eager,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One kind of step of one level, averaged; what the fit uses, or what it is judged by."""
-
-    run: str
-    level: int
-    setting: Setting
-    kind: Literal["decode", "prefill"]
-    num_seqs: int
-    tokens: float
-    seconds: float
-    num_steps: float
-    is_held_out: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,36 +65,6 @@ class Fit:
     errors_before: tuple[float, ...]
     """Predicted over observed, less one; both sets with `outside_s`."""
     errors_after: tuple[float, ...]
-
-
-def gather_rows(
-    observations: Sequence[Observation], *, run: str, level: int, setting: Setting, hold_out: bool = False
-) -> list[Row]:
-    """Rows of a level: one per kind and number of sequences, apart for what is held out (all of it if `hold_out`)."""
-    all_steps = sum(seen.num_steps for seen in observations if seen.kind == "decode")
-    groups: dict[tuple[Literal["decode", "prefill"], int], list[Observation]] = {}
-    for seen in observations:
-        groups.setdefault((seen.kind, seen.num_seqs), []).append(seen)
-    rows = []
-    for (kind, num_seqs), group in groups.items():
-        if kind == "decode" and sum(seen.num_steps for seen in group) < max(MIN_ROW_STEPS, MIN_ROW_SHARE * all_steps):
-            continue
-        kept = [seen for number, seen in enumerate(group) if (number + 1) % HELD_OUT_EVERY]
-        parts = [(True, group)] if hold_out else [(False, kept), (True, group[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])]
-        for is_held_out, part in parts:
-            if part:
-                tokens, seconds = _average_middle(part)
-                rows.append(
-                    Row(run=run, level=level, setting=setting, kind=kind, num_seqs=num_seqs, tokens=tokens,
-                        seconds=seconds, num_steps=sum(seen.num_steps for seen in part), is_held_out=is_held_out)
-                )  # fmt: skip
-    return rows
-
-
-def choose_held_out(sizes: Sequence[float]) -> set[float]:
-    """Every second of the sizes (users, prompt lengths), never the smallest or the largest."""
-    ordered = sorted(set(sizes))
-    return set(ordered[1:-1:2])
 
 
 def find_bounds(name: str, evidence: Evidence) -> tuple[float, float]:
@@ -196,22 +120,6 @@ def fit_constants(rows: Sequence[Row], *, gpu: str, kernel: str, profile: str, e
 def read_evidence_of(gpu: str, profile: str) -> dict[str, Evidence]:
     """Value, range and source of each of PARAMETERS for a GPU type under an engine profile. Raises ConfigError."""
     return read_profile_evidence(profile, gpu, PARAMETERS)
-
-
-def predict_rows(rows: Sequence[Row], constants: Constants, outside_s: float) -> list[float]:
-    """Seconds of each row as the model has them."""
-    built: dict[int, Roofline] = {}
-    predicted = []
-    for row in rows:
-        step_time = built.get(id(row.setting))
-        if step_time is None:
-            step_time = built[id(row.setting)] = row.setting.build(constants)
-        if row.kind == "decode":
-            batch = Batch(row.num_seqs, round(row.tokens), num_logit_rows=row.num_seqs)
-            predicted.append(step_time.step_s(batch))
-        else:
-            predicted.append(outside_s + _prefill_s(step_time, row))
-    return predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +261,7 @@ def _check(rows: Sequence[Row]) -> None:
         found = f"only of {sizes[0]} sequence(s)" if sizes else "none"
         raise InputError(
             f"Decode steps of at least two batch sizes are needed, and the valid levels show {found}. Measure with "
-            "workload=calibration, or give more runs."
+            "workload=calibration, or give more runs; the engine must send tokens one by one (stream-interval 1)."
         )
     bad = [row for row in rows if not (0 < row.seconds < inf and 0 < row.tokens < inf)]
     if bad:
@@ -361,28 +269,6 @@ def _check(rows: Sequence[Row]) -> None:
             f"{bad[0].run}, level {bad[0].level}: {bad[0].kind} of {bad[0].tokens} tokens in {bad[0].seconds} s is no "
             "measurement. Calibrate on another run."
         )
-
-
-def _prefill_s(step_time: Roofline, row: Row) -> float:
-    """Seconds of the steps that compute a prompt, in chunks of the token budget."""
-    tokens, budget = round(row.tokens), row.setting.max_num_batched_tokens
-    seconds = 0.0
-    for done in range(0, tokens, budget):
-        chunk = min(budget, tokens - done)
-        is_last = done + chunk == tokens
-        seconds += step_time.step_s(Batch(0, 0, 1, chunk, chunk * (done + chunk / 2), int(is_last)))
-    return seconds
-
-
-def _average_middle(seen: Sequence[Observation]) -> tuple[float, float]:
-    """Tokens and seconds, averaged over the middle half of the steps by their seconds: stalls don't count."""
-    ordered = sorted(seen, key=lambda one: one.seconds)
-    weights = np.array([one.num_steps for one in ordered])
-    middles = (np.cumsum(weights) - weights / 2) / weights.sum()
-    is_middle = (middles >= 0.25) & (middles <= 0.75)
-    chosen = weights * is_middle if is_middle.any() else weights
-    tokens = float(np.average([one.tokens for one in ordered], weights=chosen))
-    return tokens, float(np.average([one.seconds for one in ordered], weights=chosen))
 
 
 def _spread(name: str, evidence: Evidence) -> list[float]:

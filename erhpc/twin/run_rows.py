@@ -14,8 +14,8 @@ from erhpc.errors import InputError
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import PREDICTED
 from erhpc.results.store import read_levels, read_records
-from erhpc.twin.fitting import Row, Setting, choose_held_out, gather_rows
 from erhpc.twin.observations import Span, observe
+from erhpc.twin.rows import Row, Setting, choose_held_out, gather_rows
 
 MEASURED, EMULATED = "measured", "emulated"
 MAX_CLOCK_OFFSET_S = 0.001

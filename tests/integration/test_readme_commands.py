@@ -45,6 +45,11 @@ ELSEWHERE = {
         'gateway("--experts", first.url + "/v1", f"code={second.url}", *keys, "gateway.processes=2")',
     ),
     "sbatch sbatch/sweep.sh cluster=slurm": ("tests/slurm/test_runs.py", '"sbatch/sweep.sh", *overrides'),
+    "python -m erhpc.launch +experiment=llama3_8b_tp1 workload=calibration": (
+        "tests/integration/test_calibrate.py",
+        '"workload=calibration"',
+    ),
+    "python -m erhpc.calibrate RUN": ("tests/integration/test_calibrate.py", 'run_verb("calibrate", run.root)'),
     "python -m erhpc.launch +experiment=vllm_cpu_tiny": (
         "tests/integration/test_vllm_run.py",
         '"launch", "+experiment=vllm_cpu_tiny"',

@@ -98,6 +98,19 @@ def test_every_policy_is_a_choice_of_router_and_sets_both_levels_where_it_can():
             ["workload.output_tokens={kind: fixed, mean: 9000, high: 9000}"],
             ["workload.output_tokens.mean=9000", "experts.expert_0.max_model_len=8192"],
         ),
+        (
+            ["workload=calibration", "workload.users=[1,2]"],
+            ["workload.input_tokens_of_levels=[128, 128", "each of the 2 levels", "[1, 2]"],
+        ),
+        (["workload.input_tokens_of_levels=[9,9,9,9]"], ["workload.format=synthetic", "jsonl"]),
+        (
+            ["workload=synthetic", "workload.input_tokens_of_levels=[9,9,9,0]"],
+            ["workload.input_tokens_of_levels=[9, 9, 9, 0]", "above 0"],
+        ),
+        (
+            ["workload=calibration", "search.kind=users", "slo.ttft_s=1"],
+            ["search.kind=users", "workload.input_tokens_of_levels"],
+        ),
         (["seed=-1"], ["seed=-1", "at least 0"]),
         (["cluster.cpus_per_node=0"], ["cluster.cpus_per_node=0", "at least 1"]),
         (["cluster.time_limit_min=0"], ["cluster.time_limit_min=0", "at least 1"]),

@@ -39,6 +39,17 @@ def place(experts, strategy="packed", nodes=None, gpus_per_node=8, max_nodes=4):
     return place_replicas(experts, placement, gpus_per_node=gpus_per_node, max_nodes=max_nodes, on_gpus=True)
 
 
+def test_a_level_s_clients_ask_for_prompts_of_its_length_and_no_longer_than_the_experts_take():
+    planned = plan("quickstart", "workload=calibration", "experts.expert_0.max_model_len=4096")
+    asked = [planned.clients(level.level)[0].spec["workload"] for level in planned.levels]
+
+    longest = 4096 - 128 - 64
+    assert [one["input_tokens"]["mean"] for one in asked] == [128, 128, 128, 1024, 1024, 1024, longest]
+    assert all(one["input_tokens_of_levels"] == [] for one in asked)
+    assert [notice for notice in planned.notices if f"16000 cut to {longest}" in notice]
+    assert plan("quickstart").notices == plan("quickstart", "workload=synthetic").notices
+
+
 def test_llama_weights_and_kv_room_agree_with_published_figures():
     assert count_linear_weights(expert().architecture) == pytest.approx(6.979e9, rel=1e-3)
     assert compute_weights_bytes(expert()) == pytest.approx(16.06e9, rel=1e-2)
