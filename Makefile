@@ -3,6 +3,7 @@
 # make bench-load: how right the load generator is beside its peers (BENCH_ARGS="--clients erhpc --users 1,1000")
 # make bench-twin: how far predicted step times are from published measurements
 # make bench-gateway: what the gateway costs beside nginx and other routers (BENCH_ARGS="--gateways fast,nginx")
+# python -m tests.bench.gateway.overload, .soak minutes=30 users=500: goodput under overload; leaks, lost requests
 # make fuzz: 100,000 random requests to each relay of the gateway (ERHPC_FUZZ_SEED=1 for others)
 PYTHON ?= python3
 VENV := .venv

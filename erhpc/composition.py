@@ -136,6 +136,15 @@ def compose_experiment(overrides: Sequence[str], config_directory: Path = CONF_D
         return hydra.compose("config", overrides=list(overrides))
 
 
+def read_experiment(overrides: Sequence[str]) -> ExperimentConfig:
+    """Compose and check an experiment outside of a verb of Hydra's. Raises ConfigError."""
+    try:
+        composed = compose_experiment(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+    return to_config(composed, ExperimentConfig)
+
+
 def is_multirun() -> bool:
     """Whether the verb runs as one of several jobs of --multirun."""
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)

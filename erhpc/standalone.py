@@ -22,7 +22,7 @@ import aiohttp
 import msgspec
 
 from erhpc.cluster.process import ChildProcess
-from erhpc.config import LoadTestConfig
+from erhpc.config import EngineConfig, LoadTestConfig
 from erhpc.discovery import find_base_url, is_emulated, list_models
 from erhpc.errors import ConfigError, InputError, ProcessError
 from erhpc.experts.engine_log import first_error
@@ -33,7 +33,9 @@ from erhpc.load.progress import Progress
 from erhpc.load.sweep import Sweep
 from erhpc.plan.commands import CLIENT_STOP_S, SEED_STRIDE
 from erhpc.plan.duration import plan_levels
+from erhpc.plan.emulation import explain_rehearsal
 from erhpc.plan.levels import LoadPoint
+from erhpc.plan.protocol import read_speedup
 from erhpc.plan.specs import CalibrationSpec, ClientSpec
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
@@ -92,6 +94,8 @@ class Server:
     url: str
     model: str
     engine: str
+    speedup: float = 1.0
+    """How many times as fast time runs for it: an emulated expert may say so."""
 
 
 async def find_server(config: LoadTestConfig, key: str | None) -> Server:
@@ -112,7 +116,8 @@ async def find_server(config: LoadTestConfig, key: str | None) -> Server:
     if config.model is None and not cards:
         raise ConfigError(f"url={config.url}: /v1/models lists no model. Name one: model=NAME.")
     model = config.model or next(iter(cards))
-    return Server(find_base_url(config.url), model, EMULATED if is_emulated(cards) else EXTERNAL)
+    engine = EMULATED if is_emulated(cards) else EXTERNAL
+    return Server(find_base_url(config.url), model, engine, max(map(read_speedup, cards.values()), default=1.0))
 
 
 class LoadTest:
@@ -191,7 +196,7 @@ class LoadTest:
             url=self._server.url,
             model=self._server.model,
             level=level,
-            workload=config.workload,
+            workload=config.workload.at_level(level),
             load=config.load,
             seed=config.seed * SEED_STRIDE + level,
             output=str(self._run.part(level, worker)),
@@ -260,7 +265,7 @@ class LoadTest:
             parts,
             gateway_lag_p99_s=None,
             engine_lag_p99_s=None,
-            reasons=["interrupted"] if self._stop.is_set() else [],
+            reasons=self._list_reasons(),
             workload=config.workload,
             slo=config.slo,
             capacity_tokens_per_s=read_capacity(self._run.calibration),
@@ -269,6 +274,11 @@ class LoadTest:
         for path in paths:
             path.unlink(missing_ok=True)
         return row
+
+    def _list_reasons(self) -> list[str]:
+        """Why the level is invalid as seen from outside."""
+        reasons = explain_rehearsal(EngineConfig(speedup=self._server.speedup))
+        return [*reasons, "interrupted"] if self._stop.is_set() else reasons
 
 
 def stop_on_signals() -> asyncio.Event:

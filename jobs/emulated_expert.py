@@ -1,4 +1,4 @@
-"""One emulated replica: `python -m jobs.emulated_expert --spec FILE` serves until TERM or INT."""
+"""Emulated replicas: `python -m jobs.emulated_expert --spec FILE` serves one or more until TERM or INT."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ import asyncio
 import sys
 
 from erhpc.experts.emulated import EmulatedExpert
-from erhpc.plan.specs import EmulatedExpertSpec
-from erhpc.twin.step_time import Roofline
+from erhpc.experts.emulated_serving import serve_as
+from erhpc.plan.specs import EmulatedExpertsSpec
 from jobs.process import read_key, run_job
 
 
-async def run(spec: EmulatedExpertSpec, stop: asyncio.Event) -> None:
-    """Serve until `stop`."""
-    step_time = Roofline(
-        spec.architecture,
-        dtype=spec.dtype,
-        quantization=spec.quantization,
-        tensor_parallel=spec.tensor_parallel,
-        gpu=spec.gpu,
-    )
-    expert = EmulatedExpert(spec, step_time, key=read_key(spec.key_file))
-    await expert.start()
+async def run(spec: EmulatedExpertsSpec, stop: asyncio.Event) -> None:
+    """Serve until `stop`; the end of one replica is the end of all."""
+    experts = [EmulatedExpert(one, serve_as(one), key=read_key(one.key_file)) for one in spec.experts]
     try:
-        await expert.serve_until(stop)
+        for expert in experts:
+            await expert.start()
+        serving = [asyncio.create_task(expert.serve_until(stop)) for expert in experts]
+        await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+        for task in serving:
+            if task.done():
+                task.result()
+            task.cancel()
     finally:
-        await expert.stop()
+        await asyncio.gather(*(expert.stop() for expert in experts))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve the replica of the given spec; returns the exit code."""
-    return run_job("emulated_expert", EmulatedExpertSpec, run, arguments)
+    """Serve the replicas of the given spec; returns the exit code."""
+    return run_job("emulated_expert", EmulatedExpertsSpec, run, arguments)
 
 
 if __name__ == "__main__":

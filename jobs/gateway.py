@@ -18,11 +18,7 @@ from jobs.process import parse_spec_path, read_key, read_spec, report_errors, ru
 async def run(spec: GatewaySpec, path: Path, stop: asyncio.Event) -> None:
     """Serve until `stop`."""
 
-    def make_argv(number: int, port: int, memory: int) -> list[str]:
-        own = ["--worker", str(number), "--port", str(port), "--memory", str(memory)]
-        return [sys.executable, "-m", "jobs.gateway_worker", "--spec", str(path), *own]
-
-    async with supervise(spec, make_argv, key=read_key(spec.key_file)) as places:
+    async with supervise(spec, path, key=read_key(spec.key_file)) as places:
         print(f"gateway: listening on {places.url}\ngateway: status on {places.status_url}/status", flush=True)
         await stop.wait()
 

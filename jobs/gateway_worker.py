@@ -30,7 +30,6 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
     key = read_key(spec.key_file)
     expert_key = key if spec.expert_key_file is None else read_key(spec.expert_key_file or None)
     async with serve(spec, classifier=classifier, key=key, expert_key=expert_key, shared=shared, row=arguments.worker):
-        shared.ledger(arguments.worker).count(("erhpc_processes",)).value = 1
         await stop.wait()
 
 

@@ -34,7 +34,7 @@ async def serving(
         artefact=None,
         seed=0,
     )
-    async with serve(spec, key=key) as url:
+    async with serve(spec, key=key, expert_key=key) as url:
         yield Gate(int(url.rpartition(":")[2]))
 
 

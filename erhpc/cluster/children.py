@@ -124,12 +124,12 @@ class Children:
         child = await self._execute(planned, self._bindings)
         self._report(planned.name, "started")
         _keep(self._watches, self._watch(planned, child))
-        if planned.ready is not None:
+        for check in planned.ready:
             await wait_until_ready(
-                self._bindings.fill(planned.ready.url),
-                planned.ready.model,
+                self._bindings.fill(check.url),
+                check.model,
                 self._key,
-                timeout_s=planned.ready.timeout_s,
+                timeout_s=check.timeout_s,
                 is_alive=lambda: child.is_alive,
             )
         self._report(planned.name, "ready", seconds=time.monotonic() - started_s)

@@ -156,7 +156,7 @@ class Coordinator:
     async def _run_levels(self, bindings: Bindings) -> None:
         endpoints = {replica.replica: bindings.fill(replica.url) for replica in self._plan.replicas}
         gateway = self._plan.gateway
-        gateway_url = bindings.fill(gateway.ready.url) if gateway is not None and gateway.ready else None
+        gateway_url = bindings.fill(gateway.ready[0].url) if gateway is not None else None
         status_url = bindings.fill(GATEWAY_STATUS_URL) if gateway is not None else None
         listing = {"gateway": gateway_url, "gateway_status": status_url, "replicas": endpoints}
         write_atomically(self._run.endpoints, msgspec.json.format(msgspec.json.encode(listing), indent=2))
@@ -268,12 +268,13 @@ class Coordinator:
     def _show_replicas(self) -> None:
         for process in self._servers:
             report = self.crew.reports.get(process.name)
-            if process.replica is None or report is None or process.ready is None:
+            if report is None or not process.ready:
                 continue
-            shown = self._file.status.replicas[process.replica]
-            shown.node = self.crew.hellos[report.rank].node
-            shown.state = {"started": "loading"}.get(report.phase, report.phase)
-            shown.load_s = report.seconds if report.phase == "ready" else None
+            for replica in process.replicas:
+                shown = self._file.status.replicas[replica]
+                shown.node = self.crew.hellos[report.rank].node
+                shown.state = {"started": "loading"}.get(report.phase, report.phase)
+                shown.load_s = report.seconds if report.phase == "ready" else None
         self._file.publish()
 
     def _hear(self, output: Output) -> None:

@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from erhpc.load.calibrating import read_capacity
+from erhpc.plan.emulation import explain_rehearsal
 from erhpc.plan.levels import LoadPoint
 from erhpc.plan.plan import Plan, PlannedLevel
 from erhpc.results import store
@@ -151,7 +152,7 @@ class LevelStore:
             parts,
             gateway_lag_p99_s=lags_s[0],
             engine_lag_p99_s=lags_s[1],
-            reasons=reasons,
+            reasons=[*(explain_rehearsal(experiment.engine) if self._plan.is_emulated else ()), *reasons],
             workload=experiment.workload,
             slo=experiment.slo,
             capacity_tokens_per_s=read_capacity(self._run.calibration),

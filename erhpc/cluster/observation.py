@@ -28,6 +28,7 @@ def observe_site(cluster: ClusterConfig) -> Site:
         slurm_gpus_per_node=parse_gres(gres),
         local_gpus=count_local_gpus(_output("nvidia-smi", "--list-gpus"), os.environ.get("CUDA_VISIBLE_DEVICES")),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        num_cores=len(os.sched_getaffinity(0)),
         vllm_python=os.environ.get(PYTHON_VARIABLE),
         vllm_cpu_python=_find_cpu_interpreter(),
     )

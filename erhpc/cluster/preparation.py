@@ -19,9 +19,11 @@ from erhpc.corpus.dataset import find_split
 from erhpc.corpus.domains import check_domains
 from erhpc.corpus.prompts import demo_text, hash_source, read_prompts
 from erhpc.errors import ConfigError, InputError
+from erhpc.experts.emulated_serving import serve_as
 from erhpc.experts.model_directory import write_model_directory
 from erhpc.experts.vllm import write_guest_package
 from erhpc.plan.plan import Plan
+from erhpc.plan.specs import EmulatedExpertsSpec
 from erhpc.results import store
 from erhpc.results.atomic import write_atomically
 from erhpc.results.paths import RunPaths
@@ -60,8 +62,13 @@ def prepare_run(plan: Plan, yaml: str, now: datetime) -> RunPaths:
 
 
 def check_inputs(plan: Plan) -> None:
-    """Raise InputError for the first file the run needs and has not, ConfigError for an artefact that does not fit."""
+    """Raise InputError for the first file the run needs and has not, ConfigError for what does not fit.
+
+    That is: an artefact for another number of experts, or emulated experts of which the twin has no model.
+    """
     experiment = plan.experiment
+    if plan.is_emulated:
+        _check_emulation(plan)
     check_workload(experiment.workload)
     for name, expert in experiment.experts.items():
         if plan.engine == "vllm" and expert.weights is not None and not Path(expert.weights, "config.json").is_file():
@@ -90,6 +97,14 @@ def check_workload(workload: WorkloadConfig) -> None:
     if workload.format != "synthetic":
         columns = {"prompt_column": workload.prompt_column, "domain_column": workload.domain_column}
         check_domains(workload.mixture, read_prompts(workload.prompts, workload.format, **columns))
+
+
+def _check_emulation(plan: Plan) -> None:
+    """What an emulated expert would refuse when it starts, refused before anything is submitted."""
+    for process in plan.processes:
+        if process.kind == "expert":
+            for spec in msgspec.convert(process.spec, EmulatedExpertsSpec).experts:
+                serve_as(spec)
 
 
 def _check_artefact(experiment: ExperimentConfig, artefact: Path) -> None:

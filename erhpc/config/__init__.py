@@ -10,7 +10,7 @@ from __future__ import annotations
 from erhpc.config.arrivals import ArrivalConfig, ProfileConfig, ThinkTimeConfig
 from erhpc.config.cluster import ClusterConfig, PlacementConfig
 from erhpc.config.experiment import ExperimentConfig, LoadTestConfig, StandaloneGatewayConfig
-from erhpc.config.experts import SYNTHETIC_WEIGHTS, ArchitectureConfig, EngineConfig, ExpertConfig
+from erhpc.config.experts import SYNTHETIC_WEIGHTS, ArchitectureConfig, EngineConfig, ExpertConfig, FaultConfig
 from erhpc.config.load import LoadConfig, SearchConfig, SloConfig, StopConfig
 from erhpc.config.predict import PredictConfig
 from erhpc.config.routing import POLICIES, RULES, FitConfig, GatewayConfig, RouterConfig
@@ -29,6 +29,7 @@ __all__ = [
     "EngineConfig",
     "ExperimentConfig",
     "ExpertConfig",
+    "FaultConfig",
     "FitConfig",
     "GatewayConfig",
     "LengthConfig",

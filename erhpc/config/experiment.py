@@ -13,6 +13,9 @@ from erhpc.config.words import AUTO_MODEL
 from erhpc.config.workload import WorkloadConfig
 from erhpc.errors import ConfigError, require_range
 
+TEMPLATE_TOKENS = 64
+"""A chat template adds some ten tokens to a prompt."""
+
 
 @dataclass
 class ExperimentConfig:
@@ -69,6 +72,13 @@ class ExperimentConfig:
         """Whether clients are sent from the gateway to the replicas, which then must know them."""
         return self.router.policy != "none" and self.gateway.data_path == "redirect"
 
+    @property
+    def longest_prompt_tokens(self) -> int:
+        """What every expert takes, with the longest answer and what a chat template adds."""
+        answer = round(self.workload.output_tokens.longest_tokens)
+        shortest = min(expert.max_model_len for expert in self.experts.values())
+        return max(1, shortest - answer - TEMPLATE_TOKENS)
+
     def _check_lengths(self) -> None:
         """The longest answer must leave room for a prompt in every expert."""
         length = self.workload.output_tokens
@@ -107,7 +117,7 @@ class StandaloneGatewayConfig:
     port: int = 8000
     """0: any free one."""
     status_port: int | None = None
-    """Where the gateway tells of itself apart from requests; null: the next one after `port`."""
+    """Where the gateway tells of itself apart from requests; null: `port` + 1000."""
     key: str | None = None
     """File with the bearer token that users need; null: none is needed, unless gateway.keys names some."""
     expert_key: str | None = None
@@ -191,6 +201,10 @@ def check_sweep(workload: WorkloadConfig, slo: SloConfig, stop: StopConfig, sear
             f"workload.arrivals.kind={workload.arrivals.kind} needs rates. Set workload.rates_per_s=[1,10,100]."
         )
     needs_slo = {"search.kind": search.kind != "none", "stop.slo_misses": stop.slo_misses is not None}
+    if workload.input_tokens_of_levels and search.kind != "none":
+        raise ConfigError(
+            f"search.kind={search.kind} finds its levels itself: workload.input_tokens_of_levels can't be given."
+        )
     asking = [key for key, asks in needs_slo.items() if asks]
     if asking and not slo.is_given:
         raise ConfigError(f"{', '.join(asking)} needs an SLO. Set slo.ttft_s, slo.tpot_s or slo.e2e_s, in seconds.")

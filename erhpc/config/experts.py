@@ -12,6 +12,7 @@ DEVICES = ("cuda", "cpu")
 SYNTHETIC_WEIGHTS = ("dummy", "random")
 QUANTIZATIONS = ("awq", "gptq", "fp8")
 DTYPES = ("bfloat16", "float16", "float32")
+FAULT_KINDS = ("hang", "crash", "slow", "error_500", "error_503", "slow_start")
 
 
 @dataclass
@@ -57,6 +58,9 @@ class ExpertConfig:
     """Directory with config.json, tokenizer and weights; None: a synthetic directory of the same shape."""
     dtype: str = "bfloat16"
     quantization: str | None = None
+    kernel: str | None = None
+    """Kernel of the layers' matrices in emulation and prediction, a table of erhpc/twin/data/kernels.toml; None: the
+    one that is default for the quantization. vLLM chooses its own."""
     tensor_parallel: int = 1
     """GPUs per replica; must divide the attention heads."""
     replicas: int = 1
@@ -89,6 +93,37 @@ class ExpertConfig:
 
 
 @dataclass
+class FaultConfig:
+    """Something that goes wrong with emulated experts on purpose, to see what gateway, clients and users make of it."""
+
+    kind: str
+    """hang: no step ends, requests are still accepted. crash: the process ends. slow: steps take `factor` times as
+    long. error_500, error_503: a `share` of the requests is answered so. slow_start: loading takes `duration_s`."""
+    replica: str | None = None
+    """Name of a replica (math-0) or of an expert (math: all its replicas); null: every replica."""
+    after_s: float = 0.0
+    """When it begins, seconds after the replica was loaded."""
+    duration_s: float | None = None
+    """How long it lasts; null: to the end."""
+    share: float = 1.0
+    factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        require_choice("engine.faults.kind", self.kind, FAULT_KINDS)
+        require_range("engine.faults.after_s", self.after_s, 0)
+        require_range("engine.faults.share", self.share, 0, 1)
+        require_range("engine.faults.factor", self.factor, 1, 1e6)
+        if self.duration_s is not None:
+            require_range("engine.faults.duration_s", self.duration_s, 0)
+        elif self.kind == "slow_start":
+            raise ConfigError("engine.faults: slow_start needs duration_s, how many seconds longer loading takes.")
+
+    def hits(self, replica: str) -> bool:
+        """Whether it is a fault of the replica of that name."""
+        return self.replica in (None, replica, replica.rpartition("-")[0])
+
+
+@dataclass
 class EngineConfig:
     """What serves tokens: real vLLM, or an emulated expert."""
 
@@ -105,13 +140,20 @@ class EngineConfig:
     load_rate_gb_per_s: float = 1.0
     """Slowest rate at which weights may be expected to load per node, in GB/s."""
     prefix_caching: bool = False
-    """Let vLLM answer repeated prompts from its cache: off, or TTFT at many users measures the cache."""
+    """Let vLLM answer repeated prompts from its cache: off, or TTFT at many users measures the cache. Emulated experts
+    too."""
     parallel_loads: int = 4
     """How many replicas of a node load at the same time."""
     stop_timeout_s: float = 10.0
     """Time between TERM and KILL of a replica's process group."""
     environment: dict[str, str] = field(default_factory=dict)
     """Extra environment variables of every replica."""
+    profile: str = "vllm-v1-async"
+    """What the engine's host adds to a step in emulation and prediction: a table of erhpc/twin/data/profiles.toml."""
+    speedup: float = 1.0
+    """Emulated experts only: their time runs so many times as fast, for rehearsals. Every level is marked invalid."""
+    faults: list[FaultConfig] = field(default_factory=list)
+    """Emulated experts only: what goes wrong on purpose. Every level is marked invalid while there are any."""
 
     def __post_init__(self) -> None:
         require_choice("engine.kind", self.kind, ENGINE_KINDS)
@@ -121,3 +163,4 @@ class EngineConfig:
         require_range("engine.load_rate_gb_per_s", self.load_rate_gb_per_s, 0.001)
         require_range("engine.parallel_loads", self.parallel_loads, 1)
         require_range("engine.stop_timeout_s", self.stop_timeout_s, 0.1)
+        require_range("engine.speedup", self.speedup, 0.01, 1000)

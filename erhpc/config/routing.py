@@ -35,7 +35,8 @@ class RouterConfig:
     """cluster only: what becomes of a prompt whose expert is full or down.
 
     none: it goes there all the same, or is answered 503 if the expert is down; wait: it waits for room, up to
-    gateway.queue_timeout_s; next_nearest: to the nearest expert with room.
+    gateway.queue_timeout_s, and is answered 503 if the expert is down when it comes; next_nearest: to the nearest
+    expert with room.
     """
     overflow_limit: int = 256
     """Requests in flight per live replica from which an expert is full; max_num_seqs of the experts is a good value."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from erhpc.config.arrivals import ArrivalConfig, ProfileConfig, ThinkTimeConfig
 from erhpc.config.words import DEMO_CORPUS
@@ -102,6 +102,9 @@ class WorkloadConfig:
     """chat (/v1/chat/completions) or completions (/v1/completions)."""
     input_tokens: LengthConfig = field(default_factory=lambda: LengthConfig(mean=256))
     """Length of synthetic prompts, the shared prefix not counted."""
+    input_tokens_of_levels: list[int] = field(default_factory=list)
+    """Length of synthetic prompts at each level, one for each of `users` or `rates_per_s`, which may repeat; empty:
+    input_tokens at all of them. A run asks for no more than its experts take (max_model_len)."""
     output_tokens: LengthConfig = field(default_factory=lambda: LengthConfig(mean=64))
     """max_tokens of each request; with ignore_eos the answer has exactly that many."""
     ignore_eos: bool = True
@@ -141,6 +144,14 @@ class WorkloadConfig:
         """Whether the load is meant to stay the same throughout a level, so that a warm-up can be told to be over."""
         return self.profile.kind == "flat" and self.arrivals.kind != "trace"
 
+    def at_level(self, level: int, longest: int | None = None) -> WorkloadConfig:
+        """The workload as it is asked at one level: with the lengths of its prompts, none above `longest`."""
+        if not self.input_tokens_of_levels:
+            return self
+        tokens = self.input_tokens_of_levels[level]
+        length = LengthConfig(mean=tokens if longest is None else min(tokens, longest))
+        return replace(self, input_tokens=length, input_tokens_of_levels=[])
+
     def _check_levels(self) -> None:
         if not self.users or any(not 1 <= count <= MAX_USERS for count in self.users):
             raise ConfigError(f"workload.users={self.users} must be numbers from 1 to {MAX_USERS}, e.g. [1,10,100].")
@@ -150,6 +161,13 @@ class WorkloadConfig:
             raise ConfigError(
                 f"workload.rates_per_s={self.rates_per_s} needs an open loop. "
                 "Set workload.arrivals.kind to poisson, gamma, constant or trace."
+            )
+
+        lengths, points = self.input_tokens_of_levels, self.rates_per_s if self.arrivals.is_open else self.users
+        if lengths and (len(lengths) != len(points) or min(lengths) < 1 or self.format != "synthetic"):
+            raise ConfigError(
+                f"workload.input_tokens_of_levels={lengths} must give one length above 0 for each of the "
+                f"{len(points)} levels ({points}), of workload.format=synthetic (it is {self.format})."
             )
 
     def _check_trace(self) -> None:

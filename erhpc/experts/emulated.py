@@ -12,20 +12,23 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from random import Random
 
 import msgspec
 from aiohttp import HttpVersion11, web
 
 from erhpc.errors import ProcessError
 from erhpc.experts.emulated_answer import AnswerText
-from erhpc.experts.emulated_engine import Answer, Engine
-from erhpc.experts.emulated_request import Api, RefusedRequest, parse_ask
+from erhpc.experts.emulated_engine import Answer, Engine, sleep_until
+from erhpc.experts.emulated_faults import Faults
+from erhpc.experts.emulated_prefixes import PrefixCache
+from erhpc.experts.emulated_request import Api, Ask, RefusedRequest, parse_ask
 from erhpc.plan.passes import PASS_PARAMETER, check_pass
-from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER
+from erhpc.plan.protocol import API_PATHS, name_emulated_owner
 from erhpc.plan.specs import EmulatedExpertSpec
 from erhpc.results.telemetry import LoopLag, parse_window_s
-from erhpc.twin.scheduler import Limits, Request, Scheduler
-from erhpc.twin.step_time import StepTime
+from erhpc.twin.scheduler import Request
+from erhpc.twin.serving import Serving
 
 ENGINE_HEADER = "x-erhpc-engine"
 _MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -34,29 +37,28 @@ _STOP_TIMEOUT_S = 0.5
 
 
 class EmulatedExpert:
-    """One emulated replica: `start`, then `serve_until` an event, then `stop`.
-
-    Raises ConfigError when the longest sequence does not fit the KV cache of the spec.
-    """
+    """One emulated replica: `start`, then `serve_until` an event, then `stop`."""
 
     def __init__(
         self,
         spec: EmulatedExpertSpec,
-        step_time: StepTime,
+        serving: Serving,
         *,
         key: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
+        self._serving = serving
         self._key = key
         self._clock = clock
-        self._engine = Engine(Scheduler(limits_of(spec)), step_time, clock=clock)
+        self._faults = Faults(spec.faults, spec.replica, Random(spec.replica))
+        self._engine = Engine(serving, self._faults, speedup=spec.speedup, clock=clock)
+        self._prefixes = PrefixCache(serving.limits.num_blocks) if spec.prefix_caching else None
         self._lag = LoopLag()
         self._runner = web.AppRunner(
             self._build_app(), access_log=None, handler_cancellation=True, shutdown_timeout=_STOP_TIMEOUT_S
         )
         self._steps: asyncio.Task[None] | None = None
-        self._loaded_at_s = float("inf")
 
     async def start(self) -> None:
         """Listen and begin to "load". Raises ProcessError when the port cannot be had."""
@@ -69,21 +71,29 @@ class EmulatedExpert:
                 f"Emulated expert {self._spec.replica} cannot listen on {host}:{port}: {error.strerror}. "
                 "End the process that holds the port, or change cluster.ports."
             ) from error
-        self._loaded_at_s = self._clock() + self._spec.load_s
+        load_s = (self._spec.load_s + self._faults.extra_load_s) / self._spec.speedup
+        self._engine.loaded_at_s = self._clock() + load_s
         self._lag.start()
         self._steps = asyncio.create_task(self._engine.run(), name="step loop")
 
     async def serve_until(self, stopped: asyncio.Event) -> None:
-        """Return when `stopped` is set; raise what ended the step loop if that comes first."""
+        """Return when `stopped` is set; raise what ended the step loop, or the crash that is planned, before that."""
         if self._steps is None:
             raise RuntimeError("serve_until before start")
-        waiter = asyncio.create_task(stopped.wait(), name="stop")
+        waits = [asyncio.create_task(stopped.wait(), name="stop"), asyncio.create_task(self._crash(), name="crash")]
         try:
-            await asyncio.wait((waiter, self._steps), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((*waits, self._steps), return_when=asyncio.FIRST_COMPLETED)
+            for task in (self._steps, waits[1]):
+                if task.done():
+                    task.result()
         finally:
-            waiter.cancel()
-        if self._steps.done():
-            self._steps.result()
+            for task in waits:
+                task.cancel()
+
+    async def _crash(self) -> None:
+        await sleep_until(self._engine.loaded_at_s + self._faults.crash_s / self._spec.speedup, self._clock)
+        self._engine.cut()
+        raise ProcessError(f"Emulated expert {self._spec.replica} crashed as engine.faults says.")
 
     async def stop(self) -> None:
         """Close the port, cut what is still being answered, end the step loop."""
@@ -114,6 +124,8 @@ class EmulatedExpert:
                 self._check_key(request)
             if request.path.startswith("/v1/") and not self._is_ready:
                 raise RefusedRequest(503, "ServiceUnavailableError", "The model is still loading, or its engine died.")
+            if request.method == "POST":
+                self._check_faults()
             return await handler(request)
         except RefusedRequest as refusal:
             error = {"message": str(refusal), "type": refusal.kind, "param": None, "code": refusal.status}
@@ -128,10 +140,16 @@ class EmulatedExpert:
         if not check_pass(self._key, self._spec.replica, request.query.get(PASS_PARAMETER, ""), time.time()):
             raise RefusedRequest(401, "AuthenticationError", "Authorization is missing or wrong. Send 'Bearer <key>'.")
 
+    def _check_faults(self) -> None:
+        status = self._faults.draw_status(self._engine.age_s)
+        if status is not None:
+            kind = "ServiceUnavailableError" if status == 503 else "InternalServerError"
+            raise RefusedRequest(status, kind, "This request was picked to fail (engine.faults).")
+
     @property
     def _is_ready(self) -> bool:
         is_alive = self._steps is not None and not self._steps.done()
-        return is_alive and self._clock() >= self._loaded_at_s
+        return is_alive and self._clock() >= self._engine.loaded_at_s
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if self._is_ready else 503)
@@ -140,7 +158,7 @@ class EmulatedExpert:
         card = {
             "object": "model",
             "created": int(time.time()),
-            "owned_by": f"{EMULATED_OWNER}emulated",
+            "owned_by": name_emulated_owner(self._spec.speedup),
             "max_model_len": self._spec.max_model_len,
         }
         names = (self._spec.model, *self._spec.aliases)
@@ -155,17 +173,10 @@ class EmulatedExpert:
         return _json({"lag_p99_s": self._lag.p99_s(window_s), "step_lateness_p99_s": lateness_s})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        scheduler = self._engine.scheduler
-        values = (
-            ("num_requests_running", "gauge", scheduler.num_running),
-            ("num_requests_waiting", "gauge", scheduler.num_waiting),
-            ("kv_cache_usage_perc", "gauge", scheduler.kv_usage),
-            ("num_preemptions_total", "counter", scheduler.num_preemptions),
-            ("generation_tokens_total", "counter", self._engine.num_generated_tokens),
+        text = self._engine.metrics.to_text(
+            self._spec.model, self._engine.scheduler, has_prefix_cache=self._prefixes is not None
         )
-        label = f'{{model_name="{self._spec.model}"}}'
-        lines = (f"# TYPE vllm:{name} {kind}\nvllm:{name}{label} {value}\n" for name, kind, value in values)
-        return web.Response(text="".join(lines), content_type="text/plain")
+        return web.Response(text=text, content_type="text/plain")
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._answer("chat", request)
@@ -174,14 +185,27 @@ class EmulatedExpert:
         return await self._answer("completions", request)
 
     async def _answer(self, api: Api, request: web.Request) -> web.StreamResponse:
+        arrived_s = self._clock()
         ask = parse_ask(api, await request.read(), self._spec)
         answer_id = uuid.uuid4().hex
-        text = AnswerText(ask, answer_id=answer_id, created_s=int(time.time()), model=self._spec.model)
-        answer = Answer(Request(answer_id, ask.prompt_tokens, ask.answer_tokens))
+        interval = self._serving.stream_interval
+        text = AnswerText(
+            ask, answer_id=answer_id, created_s=int(time.time()), model=self._spec.model, interval=interval
+        )
+        sequence = Request(answer_id, ask.prompt_tokens, ask.answer_tokens, self._find_cached(ask))
+        answer = Answer(sequence, arrived_s, ask.max_tokens, ask.finish_reason, interval=interval)
         if ask.stream:
             return await self._stream(request, text, answer)
         await self._complete(answer)
         return web.Response(body=text.whole(), content_type="application/json")
+
+    def _find_cached(self, ask: Ask) -> int:
+        if self._prefixes is None:
+            return 0
+        cached_tokens = min(self._prefixes.take(ask.prompt), ask.prompt_tokens - 1)
+        self._engine.metrics.num_cache_queries += ask.prompt_tokens
+        self._engine.metrics.num_cache_hits += self._serving.limits.count_cached(cached_tokens, ask.prompt_tokens)
+        return cached_tokens
 
     async def _stream(self, request: web.Request, text: AnswerText, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
@@ -195,6 +219,7 @@ class EmulatedExpert:
 
     async def _complete(self, answer: Answer) -> None:
         """Wait for the last token; a client that goes away cancels this and frees what the request held."""
+        await sleep_until(answer.arrived_s + self._serving.request_s / self._spec.speedup, self._clock)
         self._engine.submit(answer)
         try:
             await answer.done.wait()
@@ -202,22 +227,11 @@ class EmulatedExpert:
             self._engine.abort(answer)
 
 
-def limits_of(spec: EmulatedExpertSpec) -> Limits:
-    """The scheduler's limits of a spec. Raises ConfigError when they contradict each other."""
-    return Limits(
-        max_num_seqs=spec.max_num_seqs,
-        max_num_batched_tokens=spec.max_num_batched_tokens,
-        max_model_len=spec.max_model_len,
-        kv_capacity_tokens=spec.kv_capacity_tokens,
-    )
-
-
 def _connect(answer: Answer, text: AnswerText, request: web.Request) -> None:
     """Let the engine write tokens to the client itself, past aiohttp, in the chunked encoding aiohttp announced."""
     encode = _chunk if request.version >= HttpVersion11 else bytes
-    opening = text.opening_frame()
     answer.token_frames = tuple(encode(frame) for frame in text.token_frames())
-    answer.opening = encode(opening) if opening else b""
+    answer.opening = encode(text.opening_frames())
     answer.transport = request.transport
 
 

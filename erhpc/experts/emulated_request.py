@@ -41,6 +41,10 @@ class Ask:
     api: Api
     prompt_tokens: int
     answer_tokens: int
+    max_tokens: int
+    """Most tokens that the answer may have."""
+    prompt: str | list[int]
+    """The prompt as one text, or as token ids."""
     finish_reason: Literal["stop", "length"]
     stream: bool
     include_usage: bool
@@ -117,6 +121,8 @@ def parse_ask(api: Api, raw: bytes, served: Served) -> Ask:
         api=api,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
+        max_tokens=max_tokens,
+        prompt=text_or_ids,
         finish_reason="length" if answer_tokens == max_tokens else "stop",
         stream=bool(body.stream),
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
@@ -176,8 +182,8 @@ def _max_tokens(body: _ChatBody | _CompletionsBody, prompt_tokens: int, max_mode
         raise _bad_request(f"max_tokens={asked} is out of range. Allowed: at least 1.")
     if asked > room:
         raise _bad_request(
-            f"The prompt has {prompt_tokens} tokens and max_tokens is {asked}: together more than the model's "
-            f"{max_model_len} tokens. Shorten the prompt or lower max_tokens."
+            f"The prompt has {prompt_tokens} tokens and max_tokens is {asked}: together more than the model's maximum "
+            f"context length of {max_model_len} tokens. Shorten the prompt or lower max_tokens."
         )
     return asked
 

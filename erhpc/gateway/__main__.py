@@ -24,6 +24,8 @@ from erhpc.plan.specs import Endpoint, GatewaySpec
 from erhpc.standalone import stop_on_signals
 
 EXIT_FAILED = 1
+STATUS_OFFSET = 1000
+"""From the port to that of the status: servers in front of which a gateway stands are often on the ports next to it."""
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(\w+://.*)")
 
 
@@ -44,12 +46,7 @@ async def _serve(config: StandaloneGatewayConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="erhpc-gateway-") as folder:
         path = Path(folder) / "spec.json"
         path.write_bytes(msgspec.json.encode(spec))
-
-        def make_argv(number: int, port: int, memory: int) -> list[str]:
-            own = ["--worker", str(number), "--port", str(port), "--memory", str(memory)]
-            return [sys.executable, "-m", "jobs.gateway_worker", "--spec", str(path), *own]
-
-        async with supervise(spec, make_argv, key=read_token("key", config.key)) as places:
+        async with supervise(spec, path, key=read_token("key", config.key)) as places:
             print(f"gateway: {places.url}/v1", flush=True)
             for endpoint in spec.endpoints:
                 print(f"  {endpoint.expert}: {endpoint.url} ({endpoint.model})")
@@ -82,7 +79,7 @@ async def build_spec(config: StandaloneGatewayConfig) -> GatewaySpec:
             )
         number = sum(endpoint.expert == expert for endpoint in endpoints)
         endpoints.append(Endpoint(replica=f"{expert}-{number}", expert=expert, model=model, url=find_base_url(url)))
-    status_port = config.status_port if config.status_port is not None else config.port and config.port + 1
+    status_port = config.status_port if config.status_port is not None else config.port and config.port + STATUS_OFFSET
     return GatewaySpec(
         host=config.host,
         port=config.port,

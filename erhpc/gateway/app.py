@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
 from erhpc.gateway.answers import find_usage
+from erhpc.gateway.caller import REQUEST_TIMEOUT_S
 from erhpc.gateway.desk import REQUEST_ID, Desk, Forward
 from erhpc.gateway.errors import (
     ApiError,
@@ -28,7 +29,6 @@ from erhpc.gateway.errors import (
     unknown_model,
     unknown_route,
 )
-from erhpc.gateway.front import REQUEST_TIMEOUT_S
 from erhpc.gateway.relay import Relay, Relayed
 from erhpc.gateway.requests import PASSED_HEADERS, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.retries import is_retried
@@ -36,6 +36,7 @@ from erhpc.gateway.surface import Surface, answer_json
 from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER, QUEUE_HEADER, SESSION_HEADER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 OTHER_PATHS = (
     "/v1/embeddings", "/v1/responses", "/v1/score", "/v1/rerank", "/v2/rerank", "/v1/classify", "/v1/pooling",
@@ -138,15 +139,18 @@ class Gateway:
 
     async def _read(self, api: Api, request: web.Request) -> Forward:
         body = await read_body(request, self._desk.spec.limits.max_body_bytes)
+        began_ns = time.perf_counter_ns()
         given = ((name, request.headers.get(name)) for name in PASSED_HEADERS)
         passed = tuple((name, value) for name, value in given if value is not None and value.isascii())
-        return self._desk.decide(
+        forward = self._desk.decide(
             request.path_qs,
             parse_inquiry(api, body),
             read_request_id(request),
             session_header=request.headers.get(SESSION_HEADER),
             passed_headers=passed,
         )
+        forward.began_ns = began_ns
+        return forward
 
     async def _pass_on(self, request: web.Request, forward: Forward, waited_s: float) -> web.StreamResponse:
         desk = self._desk
@@ -160,6 +164,7 @@ class Gateway:
             raise
         with ticket:
             if waited_for_expert_s:
+                forward.began_ns = time.perf_counter_ns()
                 desk.choose_again(forward)
             return await self._relay_somewhere(request, forward, waited_s + waited_for_expert_s)
 
@@ -171,6 +176,7 @@ class Gateway:
             forward.reply_headers[QUEUE_HEADER] = f"{waited_s * 1e6:.1f}"
         if desk.redirects:
             return web.Response(status=307, headers=desk.redirect(forward, self._expert_key, time.time()))
+        desk.metrics.forward.add(time.perf_counter_ns() - forward.began_ns)
         with desk.begin(forward) as flight:
 
             def judge(upstream: aiohttp.ClientResponse) -> bool:
@@ -212,6 +218,19 @@ class Gateway:
     def _describe(self, name: str) -> dict[str, object]:
         owner = f"{EMULATED_OWNER}emulated" if self._desk.spec.is_emulated else OWNER
         return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def refuse_expectations(handler: BaseHandler, desk: Desk) -> BaseHandler:
+    """What aiohttp is to call in place of `handler`, which fails over expectations that are no text."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "100-continue").lower() == "100-continue":
+            return await handler(request)
+        error = ApiError(417, "The only expectation that is met is 100-continue. Leave the header Expect out.")
+        desk.note_refusal(error)
+        return answer_error(error, {REQUEST_ID: choose_request_id(request.headers.get("x-request-id"))})
+
+    return handle
 
 
 def read_request_id(request: web.Request) -> str:

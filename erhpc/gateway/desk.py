@@ -6,6 +6,7 @@ It holds no connection: whoever reads requests asks here, and says here how each
 from __future__ import annotations
 
 import resource
+import time
 from dataclasses import dataclass
 
 from erhpc.config import RouterConfig
@@ -34,7 +35,7 @@ from erhpc.routing.experts import NoLiveReplica
 from erhpc.routing.policy import Choice
 from erhpc.routing.router import Router, UnknownModel
 
-REQUEST_ID = "x-erhpc-request-id"
+REQUEST_ID = "x-request-id"
 SPARE_FILES = 256
 """Open files besides streams: libraries, logs, probes, clients that are refused or only connected."""
 MAX_STREAMS = 100_000
@@ -57,6 +58,8 @@ class Forward:
     """Headers of the request that the replica gets too."""
     tried: tuple[int, ...] = ()
     """Replicas that failed."""
+    began_ns: int = 0
+    """When the request was complete, or its wait for an expert over, by the performance counter (plain relay)."""
 
     @property
     def url(self) -> str:
@@ -76,13 +79,13 @@ class Flight:
         self._desk = desk
         self._replica = replica
         self._is_over = False
-        replica.begin_request()
+        replica.begin_request(time.monotonic_ns())
 
     def move(self, replica: Replica) -> None:
         """Another replica answers it."""
         self._replica.end_request()
         self._replica = replica
-        replica.begin_request()
+        replica.begin_request(time.monotonic_ns())
 
     def end(self) -> None:
         """Count the end, once however often it is told."""
@@ -178,7 +181,7 @@ class Desk:
         holder = self.keys.find(authorization)
         if holder is None:
             raise unauthorized()
-        return self._visit(holder) if path.startswith("/v1/") else _FREE_VISIT
+        return self._visit(holder)
 
     def _visit(self, holder: Holder) -> Visit:
         limit = self.spec.limits.max_in_flight_per_key
@@ -277,6 +280,7 @@ class Desk:
 
     def note_status(self, forward: Forward, status: int) -> None:
         """Its replica has answered with `status`."""
+        forward.replica.note_heard(time.monotonic_ns())
         if is_sign_of_life(status):
             forward.replica.note_answer()
         elif is_failure(status):

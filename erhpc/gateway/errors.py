@@ -156,6 +156,12 @@ def unauthorized() -> ApiError:
     return ApiError(401, "The key is missing or wrong. Send 'Authorization: Bearer KEY'.", code="invalid_api_key")
 
 
+def forbidden() -> ApiError:
+    """403: the key is that of a user."""
+    text = "Replicas are taken out with the gateway's own key, not with one of gateway.keys."
+    return ApiError(403, text, code="insufficient_permissions")
+
+
 def too_long(max_body_bytes: int) -> ApiError:
     """413: the body exceeds the limit."""
     return ApiError(

@@ -6,13 +6,17 @@ guess takes tells nothing of a key; none is ever printed.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from erhpc.errors import InputError
 
+REFRESH_S = 1.0
+"""How often the file of keys is looked at."""
 _SCHEME = b"bearer "
 
 
@@ -34,7 +38,7 @@ class KeyRing:
     """
 
     def __init__(self, own: str | None, path: str | None, *, num_slots: int) -> None:
-        self._own = f"Bearer {own}".encode() if own else None
+        self._own = own.encode() if own else None
         self._path = Path(path) if path else None
         self._num_slots = num_slots
         self._holders: dict[bytes, Holder] = {}
@@ -49,11 +53,16 @@ class KeyRing:
 
     def find(self, authorization: bytes) -> Holder | None:
         """Whose key the field Authorization holds; None: it is not known."""
-        if self._own is not None and hmac.compare_digest(authorization, self._own):
-            return OWNER
-        if self._path is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
             return None
-        return self._holders.get(hashlib.sha256(authorization[len(_SCHEME) :].strip()).digest())
+        given = authorization[len(_SCHEME) :].strip()
+        if self._own is not None and hmac.compare_digest(given, self._own):
+            return OWNER
+        return self._holders.get(hashlib.sha256(given).digest()) if self._path is not None else None
+
+    def may_manage(self, authorization: bytes) -> bool:
+        """Whether it is for whoever sends this to take replicas out: everyone's where no key is needed."""
+        return self.is_open or self.find(authorization) is OWNER
 
     def refresh(self) -> None:
         """Read the file again if it has changed; due every second or so.
@@ -84,6 +93,23 @@ class KeyRing:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+async def follow(keys: KeyRing, *, tells: bool) -> None:
+    """Follow the file of keys, for ever; when it cannot be read, the keys that were known stay.
+
+    `tells`: whether that is said on stderr; one process of a gateway says it.
+    """
+    told = ""
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        try:
+            keys.refresh()
+            told = ""
+        except InputError as error:
+            if str(error) != told and tells:
+                told = str(error)
+                print(f"gateway: {told} The keys that were known stay.", file=sys.stderr, flush=True)
 
 
 def parse_keys(text: str, where: str, num_slots: int) -> dict[bytes, Holder]:

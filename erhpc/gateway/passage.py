@@ -15,14 +15,12 @@ from typing import Protocol
 from erhpc.gateway.answers import build_error, build_head, find_usage
 from erhpc.gateway.desk import Desk, Flight, Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
-from erhpc.gateway.relay import EVENT_STREAM, PASSED_HEADERS, judge_status
+from erhpc.gateway.relay import EVENT_STREAM, MAX_WHOLE_BYTES, PASSED_HEADERS, judge_status
 from erhpc.gateway.retries import is_retried
 from erhpc.gateway.upstream import Upstream, UpstreamPool
 from erhpc.http1.framing import ChunkedFraming
 from erhpc.http1.head import ResponseHead
 
-MAX_WHOLE_BYTES = 1024 * 1024
-"""Up to this long, an answer that is no stream is passed on when it is complete: so a failure is answered 502."""
 _PASSED = tuple((name.lower(), name.encode()) for name in PASSED_HEADERS)
 _LAST_CHUNK = b"0\r\n\r\n"
 
@@ -136,8 +134,9 @@ class Passage:
         upstream = self._upstream
         num_pieces = upstream.num_pieces if upstream is not None else 0
         if num_pieces != self._num_pieces or self._silent_since_s is None or self._is_paused:
+            if num_pieces != self._num_pieces:
+                self._forward.replica.note_heard(round(now_s * 1e9))
             self._num_pieces, self._silent_since_s = num_pieces, now_s
-            self._forward.replica.note_heard(round(now_s * 1e9))
         elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
             self._fail(silent(self._forward.replica.name, self._limits.idle_timeout_s))
 
@@ -161,7 +160,10 @@ class Passage:
             self._upstream = None
         if self._has_written:
             self._caller.write(data)
-            self._before_last, self._last = self._last, data
+            if is_over:
+                self._last += data  # which may be no more than the end of the chunks
+            else:
+                self._before_last, self._last = self._last, data
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
             self._has_written = True
             self._last = b"".join((*self._kept, data))
@@ -218,7 +220,9 @@ class Passage:
         if self._is_paused:
             upstream.pause()
         upstream.ask(self, self._build_request())
-        self._desk.metrics.forward.add(time.perf_counter_ns() - self._began_ns)
+        if self._began_ns:
+            self._desk.metrics.forward.add(time.perf_counter_ns() - self._began_ns)
+            self._began_ns = 0  # what is sent again elsewhere was sent on already
 
     def _build_request(self) -> bytes:
         forward = self._forward

@@ -1,6 +1,6 @@
 """Passes a request on to a replica and its answer back, chunk by chunk, on aiohttp's client.
 
-The only place that talks to replicas for clients. It chooses no replica and counts nothing; a faster relay
+The only place that talks to replicas for clients. It chooses no replica and counts no request; a faster relay
 implements `Relay` beside this one.
 """
 
@@ -17,9 +17,12 @@ from aiohttp import web
 from erhpc.config import GatewayConfig
 from erhpc.gateway.desk import Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
+from erhpc.gateway.histogram import Histogram
 from erhpc.plan.protocol import KEEP_ALIVE_S
 
 EVENT_STREAM = "text/event-stream"
+MAX_WHOLE_BYTES = 1024 * 1024
+"""Up to this long, an answer that is no stream is passed on when it is complete: so a failure is answered 502."""
 PASSED_HEADERS = ("Content-Type", "Content-Encoding", "Cache-Control", "Retry-After", "x-erhpc-engine")
 """Headers of a replica's answer that reach the client."""
 
@@ -52,9 +55,13 @@ class Relay(Protocol):
 
 
 class PlainRelay:
-    """The relay on aiohttp's client: the reference. `key` is sent to replicas as bearer; needs a running event loop."""
+    """The relay on aiohttp's client: the reference. `key` is sent to replicas as bearer; needs a running event loop.
 
-    def __init__(self, limits: GatewayConfig, key: str | None) -> None:
+    `first_write` receives how long the first byte of each stream took to be written.
+    """
+
+    def __init__(self, limits: GatewayConfig, key: str | None, first_write: Histogram) -> None:
+        self._first_write = first_write
         self._idle_timeout_s = limits.idle_timeout_s
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._session = aiohttp.ClientSession(
@@ -81,7 +88,7 @@ class PlainRelay:
                 return None
             if upstream.content_type == EVENT_STREAM:
                 return await self._stream(request, forward, upstream)
-            return await self._pass_whole(forward, upstream)
+            return await self._pass_whole(request, forward, upstream)
         finally:
             upstream.close()  # nothing to close after the last byte; aborts in every other case
 
@@ -94,21 +101,35 @@ class PlainRelay:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._break_off(forward, error) from error
 
-    async def _pass_whole(self, forward: Forward, upstream: aiohttp.ClientResponse) -> Relayed:
+    async def _pass_whole(self, request: web.Request, forward: Forward, upstream: aiohttp.ClientResponse) -> Relayed:
+        body = bytearray()
         try:
-            body = await upstream.read()
+            while len(body) <= MAX_WHOLE_BYTES:
+                chunk = await upstream.content.readany()
+                if not chunk:
+                    response = web.Response(
+                        status=upstream.status, body=bytes(body), headers=join_headers(forward, upstream)
+                    )
+                    return Relayed(response, judge_status(upstream.status), bytes(body))
+                body += chunk
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._break_off(forward, error) from error
-        response = web.Response(status=upstream.status, body=body, headers=join_headers(forward, upstream))
-        return Relayed(response, judge_status(upstream.status), body)
+        return await self._stream(request, forward, upstream, bytes(body))
 
-    async def _stream(self, request: web.Request, forward: Forward, upstream: aiohttp.ClientResponse) -> Relayed:
+    async def _stream(
+        self, request: web.Request, forward: Forward, upstream: aiohttp.ClientResponse, first: bytes = b""
+    ) -> Relayed:
+        """Pass an answer on as it comes, `first` what has come of it."""
         response = web.StreamResponse(status=upstream.status, headers=join_headers(forward, upstream))
         tail = b""
         try:
             await response.prepare(request)
+            await response.write(first)
             outcome, tail = await self._pass_chunks(forward, upstream.content, response)
-            await response.write_eof()
+            if outcome is Outcome.OK or response.content_type == EVENT_STREAM:
+                await response.write_eof()
+            elif request.transport is not None:  # nobody may take it for complete
+                request.transport.abort()
         except ConnectionResetError:  # raised by writes alone: the client is gone
             outcome = Outcome.CANCELLED
         return Relayed(response, outcome if outcome is not Outcome.OK else judge_status(upstream.status), tail)
@@ -117,18 +138,24 @@ class PlainRelay:
         self, forward: Forward, content: aiohttp.StreamReader, response: web.StreamResponse
     ) -> tuple[Outcome, bytes]:
         """How the answer ended, and the pieces that came last."""
-        end, before = b"\n\n", b""
+        end, before, has_begun = b"\n\n", b"", False
         while True:
             try:
                 chunk = await content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
                 failure = self._break_off(forward, error)
+                if response.content_type != EVENT_STREAM:
+                    return failure.outcome, b""
                 # An event that was cut in the middle is closed first, or the error would become part of it.
                 await response.write(failure.event if end.endswith(b"\n\n") else b"\n\n" + failure.event)
                 return failure.outcome, b""
             if not chunk:
                 return Outcome.OK, before + end
+            came_ns = time.perf_counter_ns()
             await response.write(chunk)
+            if not has_begun:
+                has_begun = True
+                self._first_write.add(time.perf_counter_ns() - came_ns)
             forward.replica.note_heard(time.monotonic_ns())
             before, end = end, chunk
 

@@ -43,8 +43,10 @@ class Replica:
         """Requests the replica is answering now, for all processes of the gateway."""
         return self._in_flight.total
 
-    def begin_request(self) -> None:
-        """It has one more request to answer."""
+    def begin_request(self, now_ns: int) -> None:
+        """It has one more request to answer; if that is the only one, its silence counts from now."""
+        if not self._in_flight.total:
+            self._heard.value = now_ns
         self._in_flight.add(1)
 
     def end_request(self) -> None:
@@ -77,7 +79,7 @@ class Replica:
 
     @property
     def heard_ns(self) -> int:
-        """When something last came from it, by the monotonic clock; 0: never."""
+        """When something last came from it, or it began to have requests, by the monotonic clock; 0: never."""
         return self._heard.value
 
     def note_heard(self, now_ns: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,10 +15,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from aiohttp import web
 
 from erhpc.errors import InputError, ProcessError
-from erhpc.gateway.app import LOGGER, Gateway
+from erhpc.gateway.app import LOGGER, Gateway, refuse_expectations
+from erhpc.gateway.caller import KEEP_ALIVE_S
 from erhpc.gateway.desk import Desk
-from erhpc.gateway.front import KEEP_ALIVE_S, Front
-from erhpc.gateway.keys import KeyRing
+from erhpc.gateway.front import Front
+from erhpc.gateway.keys import KeyRing, follow
 from erhpc.gateway.metrics import KEY_SLOTS, Metrics
 from erhpc.gateway.prober import Prober
 from erhpc.gateway.relay import PlainRelay
@@ -37,8 +37,6 @@ TICK_S = 0.1
 """How often the queue is looked through for who has waited too long."""
 QUICK_TICK_S = 0.005
 """The same while someone waits and another process may give a place up."""
-REFRESH_S = 1.0
-"""How often the file of keys is looked at."""
 BACKLOG = 4096
 """Connections that may wait to be accepted: all users arrive at once."""
 
@@ -49,21 +47,20 @@ async def serve(
     *,
     classifier: TextClassifier | None = None,
     key: str | None = None,
-    expert_key: str | None = "",
+    expert_key: str | None = None,
     shared: Shared | None = None,
     row: int = 0,
 ) -> AsyncIterator[str]:
     """Serve the gateway of `spec` while the context is open; yields its URL (port 0 takes a free one).
 
     `shared` is the memory of a gateway of several processes, of which this is number `row`; without it, this process
-    is all of it, and looks after the replicas itself. Users need `key`; replicas get `expert_key`, by default the same.
+    is all of it, and looks after the replicas itself. Users need `key`, replicas are given `expert_key`.
 
     Raises:
         ConfigError: the policy does not fit the experts or the classifier.
         InputError: the file of keys or the certificate cannot be used.
         ProcessError: the port cannot be had.
     """
-    expert_key = key if expert_key == "" else expert_key
     own = shared or Shared(spec.endpoints, num_workers=1, is_alone=True)
     ledger = own.ledger(row)
     replicas = [Replica(endpoint, ledger) for endpoint in spec.endpoints]
@@ -72,7 +69,7 @@ async def serve(
     keys = KeyRing(key, spec.limits.keys, num_slots=KEY_SLOTS)
     context = load_certificate(spec)
     async with AsyncExitStack() as closing:
-        relay = PlainRelay(spec.limits, expert_key)
+        relay = PlainRelay(spec.limits, expert_key, metrics.first_write)
         closing.push_async_callback(relay.close)
         lag = LoopLag(values=LoopLagRing(own.lag_memory(row), metrics.loop_lag))
         lag.start()
@@ -80,30 +77,18 @@ async def serve(
         if shared is None:
             await closing.enter_async_context(Prober(replicas, is_blind=spec.limits.data_path == "redirect"))
         desk = Desk(spec, replicas, router, metrics, keys)
-        for task in (_tick(desk, is_alone=shared is None), _refresh(keys)):
+        for task in (_tick(desk, is_alone=shared is None), follow(keys, tells=shared is None)):
             closing.callback(asyncio.create_task(task).cancel)
-        surface = Surface(metrics, replicas, own.lags(), is_emulated=spec.is_emulated)
-        runner = web.AppRunner(
-            Gateway(desk, relay=relay, surface=surface, expert_key=expert_key).build_app(),
-            access_log=None,
-            logger=LOGGER,
-            handler_cancellation=True,
-            keepalive_timeout=KEEP_ALIVE_S,
-            shutdown_timeout=STOP_TIMEOUT_S,
-        )
-        await runner.setup()
-        closing.push_async_callback(runner.cleanup)
-        assert runner.server is not None  # setup made it
-        make_protocol: Callable[[], asyncio.BaseProtocol] = runner.server
+        surface = Surface(metrics, replicas, own.lags(), keys, is_emulated=spec.is_emulated)
+        gateway = Gateway(desk, relay=relay, surface=surface, expert_key=expert_key)
+        make_protocol = make_fallback = await closing.enter_async_context(_run_app(gateway, desk))
         front = None
         if spec.limits.relay == "fast":
-            front = await closing.enter_async_context(Front(desk, runner.server, key=expert_key))
+            front = await closing.enter_async_context(Front(desk, make_fallback, key=expert_key))
             make_protocol = front.make_caller
         server = await listen(make_protocol, spec.host, int(spec.port), context, is_shared=shared is not None)
-        for listener in server.sockets:
-            # Connections inherit it. The kernel cuts one whose client reads nothing of what waits for it: see tcp(7).
-            stall_ms = int(spec.limits.stall_timeout_s * 1000)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
+        set_patience(server, spec.limits.stall_timeout_s)
+        metrics.count("erhpc_processes").value = 1
         try:
             scheme = "https" if context else "http"
             yield f"{scheme}://{spec.host}:{server.sockets[0].getsockname()[1]}"
@@ -113,25 +98,37 @@ async def serve(
                 await front.drain(STOP_TIMEOUT_S)
 
 
+@asynccontextmanager
+async def _run_app(gateway: Gateway, desk: Desk) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
+    """What makes aiohttp's protocol of a connection, while the context is open."""
+    runner = web.AppRunner(
+        gateway.build_app(),
+        access_log=None,
+        logger=LOGGER,
+        handler_cancellation=True,
+        keepalive_timeout=KEEP_ALIVE_S,
+        shutdown_timeout=STOP_TIMEOUT_S,
+    )
+    await runner.setup()
+    try:
+        assert runner.server is not None  # setup made it
+        runner.server.request_handler = refuse_expectations(runner.server.request_handler, desk)
+        yield runner.server
+    finally:
+        await runner.cleanup()
+
+
+def set_patience(server: asyncio.Server, stall_timeout_s: float) -> None:
+    """Let the kernel cut clients that read nothing of what waits for them for so long: see tcp(7)."""
+    for listener in server.sockets:  # connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_timeout_s * 1000))
+
+
 async def _tick(desk: Desk, *, is_alone: bool) -> None:
     """Look after those who wait, for ever."""
     while True:
         await asyncio.sleep(TICK_S if is_alone or not desk.has_waiting else QUICK_TICK_S)
         desk.tick(time.monotonic())
-
-
-async def _refresh(keys: KeyRing) -> None:
-    """Follow the file of keys, for ever; when it cannot be read, the keys that were known stay."""
-    told = ""
-    while True:
-        await asyncio.sleep(REFRESH_S)
-        try:
-            keys.refresh()
-            told = ""
-        except InputError as error:
-            if str(error) != told:
-                told = str(error)
-                print(f"gateway: {told} The keys that were known stay.", file=sys.stderr, flush=True)
 
 
 def load_certificate(spec: GatewaySpec) -> ssl.SSLContext | None:

@@ -1,7 +1,7 @@
 """The page /status: what /status.json says, for people, drawn anew every second.
 
 One text without anything from elsewhere: it works on a machine without internet, through an SSH tunnel. Names are set
-as text, never as markup.
+as text, never as markup. It has an empty icon, or browsers would ask for one and count as a refused request.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ STATUS_PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>erhpc gateway</title>
+<link rel="icon" href="data:,">
 <style>
   :root { color-scheme: light dark; --line: #8884; --soft: #8881; --bad: #c0392b; --good: #1e8449; --warn: #b9770e; }
   body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }

@@ -15,12 +15,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
 from erhpc.errors import ProcessError
 from erhpc.gateway.errors import ApiError, Outcome, answer_error, unauthorized, unknown_route
-from erhpc.gateway.keys import KeyRing
+from erhpc.gateway.keys import KeyRing, follow
 from erhpc.gateway.ledger import Ledger
 from erhpc.gateway.metrics import KEY_IN_FLIGHT, KEY_SLOTS, PLACED, REQUESTS, WAITING, Metrics
 from erhpc.gateway.prober import Prober
@@ -35,14 +36,12 @@ STOP_TIMEOUT_S = 5.0
 """Longer than answers in flight may take to end (server.STOP_TIMEOUT_S)."""
 STARE_S = 30.0
 """A process whose event loop has stood still for so long is killed."""
+LOOK_S = 1.0
 MAX_EARLY_DEATHS = 3
 """In a row, and the gateway gives up: it would go on for ever."""
 EARLY_S = 10.0
 CHECK_S = 0.05
 PROCESSES = ("erhpc_processes",)
-
-MakeArgv = Callable[[int, int, int], Sequence[str]]
-"""The command of process number k, the port it shares, the descriptor of the memory it shares."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,10 @@ class Places:
 
 
 @asynccontextmanager
-async def supervise(spec: GatewaySpec, make_argv: MakeArgv, *, key: str | None) -> AsyncIterator[Places]:
+async def supervise(spec: GatewaySpec, path: Path, *, key: str | None) -> AsyncIterator[Places]:
     """Run the processes of a gateway while the context is open; yields once all of them listen.
+
+    `path` is the file that holds `spec`, for them to read; `key` is the one that users need.
 
     Raises:
         InputError: the file of keys cannot be used.
@@ -67,14 +68,15 @@ async def supervise(spec: GatewaySpec, make_argv: MakeArgv, *, key: str | None) 
     replicas = [Replica(endpoint, ledger) for endpoint in spec.endpoints]
     metrics = Metrics(ledger, replicas)
     keys = KeyRing(key, spec.limits.keys, num_slots=KEY_SLOTS)
-    surface = Surface(metrics, replicas, shared.lags(), is_emulated=spec.is_emulated)
+    surface = Surface(metrics, replicas, shared.lags(), keys, is_emulated=spec.is_emulated)
     async with AsyncExitStack() as closing:
         port = closing.enter_context(hold_port(spec.host, int(spec.port)))
         status_url = await closing.enter_async_context(_serve_status(spec, surface, keys))
         await closing.enter_async_context(Prober(replicas, is_blind=spec.limits.data_path == "redirect"))
+        closing.callback(asyncio.create_task(follow(keys, tells=True), name="keys").cancel)
         assert shared.descriptor is not None  # it is shared
         workers = [
-            Worker(number, make_argv(number, port, shared.descriptor), shared, spec.endpoints, metrics)
+            Worker(number, command_worker(path, number, port, shared.descriptor), shared, spec.endpoints, metrics)
             for number in range(spec.limits.processes)
         ]
         try:
@@ -172,27 +174,39 @@ class Worker:
         num_early = 0
         while True:
             began_s = time.monotonic()
-            code = await self._wait_for_death()
-            settle(self._row, self._endpoints)
+            reason = f"ended with code {await self._wait_for_death()}"
             num_early = num_early + 1 if time.monotonic() - began_s < EARLY_S else 0
-            print(
-                f"gateway: process {self.number} ended with code {code}; starting it again", file=sys.stderr, flush=True
-            )
-            if num_early >= MAX_EARLY_DEATHS:
-                raise ProcessError(
-                    f"Process {self.number} of the gateway died {num_early} times within {EARLY_S:.0f} s of its start, "
-                    f"the last time with code {code}. What it said is above."
-                )
-            self._metrics.count("erhpc_process_restarts_total").add()
+            while reason:
+                settle(self._row, self._endpoints)
+                if num_early >= MAX_EARLY_DEATHS:
+                    raise ProcessError(
+                        f"Process {self.number} of the gateway died {num_early} times within {EARLY_S:.0f} s of its "
+                        f"start, the last time: {reason}. What it said is above."
+                    )
+                print(f"gateway: process {self.number} {reason}; starting it again", file=sys.stderr, flush=True)
+                self._metrics.count("erhpc_process_restarts_total").add()
+                reason = await self._start_again()
+                num_early += bool(reason)
+
+    async def _start_again(self) -> str:
+        """Why it did not start; empty: it did."""
+        try:
             await self.start()
+        except ProcessError as error:
+            return f"did not start: {str(error).rstrip('.')}"
+        return ""
 
     async def _wait_for_death(self) -> int:
         assert self._process is not None
         exiting = asyncio.create_task(self._process.wait())
+        last_s, still_s = self._lags.last_s, 0.0
         try:
             while not exiting.done():
-                await asyncio.wait([exiting], timeout=1.0)
-                if not exiting.done() and time.monotonic() - (self._lags.last_s or time.monotonic()) > STARE_S:
+                await asyncio.wait([exiting], timeout=LOOK_S)
+                # By own looks, not by the clock: when a job is suspended and goes on, all have stood still.
+                still_s = still_s + LOOK_S if self._lags.last_s == last_s else 0.0
+                last_s = self._lags.last_s
+                if not exiting.done() and still_s > STARE_S:
                     print(f"gateway: process {self.number} stands still; killing it", file=sys.stderr, flush=True)
                     self._process.kill()
                     await exiting
@@ -225,6 +239,12 @@ class Worker:
                 self._last_error = text
             else:
                 print(text, file=sys.stderr, flush=True)
+
+
+def command_worker(path: Path, number: int, port: int, memory: int) -> list[str]:
+    """The command of process `number`: the spec in `path`, the port that all share, the descriptor of their memory."""
+    own = ["--worker", str(number), "--port", str(port), "--memory", str(memory)]
+    return [sys.executable, "-m", "jobs.gateway_worker", "--spec", str(path), *own]
 
 
 def settle(row: Ledger, endpoints: Sequence[Endpoint]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from erhpc.gateway.errors import ApiError, Outcome
+from erhpc.gateway.errors import ApiError, Outcome, forbidden
 from erhpc.gateway.histogram import Histogram
+from erhpc.gateway.keys import KeyRing
 from erhpc.gateway.metrics import CONTENT_TYPE, HISTOGRAMS, REQUESTS, RETRIES, WAITING, Metrics
 from erhpc.gateway.replicas import Replica, find_missing_experts
 from erhpc.gateway.status_page import STATUS_PAGE
@@ -32,10 +33,12 @@ class Surface:
         metrics: Metrics,
         replicas: Sequence[Replica],
         lags: Sequence[TimedValues],
+        keys: KeyRing,
         *,
         is_emulated: bool,
     ) -> None:
         self._metrics = metrics
+        self._keys = keys
         self._replicas = replicas
         self._lags = lags
         self._is_emulated = is_emulated
@@ -52,10 +55,11 @@ class Surface:
         app.router.add_post("/replicas/{name}/resume", self._resume)
 
     async def _health(self, request: web.Request) -> web.Response:
-        missing = find_missing_experts(self._replicas)
-        if not missing:
+        missing, num_processes = find_missing_experts(self._replicas), self._metrics.total("erhpc_processes")
+        if not missing and num_processes:
             return answer_json({"status": "ok"})
-        return answer_json({"status": "unavailable", "experts_without_live_replica": missing}, status=503)
+        why = {"experts_without_live_replica": missing, "processes": num_processes}
+        return answer_json({"status": "unavailable", **why}, status=503)
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
@@ -80,6 +84,8 @@ class Surface:
         return self._set_draining(request, value=False)
 
     def _set_draining(self, request: web.Request, *, value: bool) -> web.Response:
+        if not self._keys.may_manage(request.headers.get("Authorization", "").encode(errors="surrogateescape")):
+            raise forbidden()
         name = request.match_info["name"]
         replica = next((replica for replica in self._replicas if replica.name == name), None)
         if replica is None:

@@ -13,6 +13,7 @@ from erhpc.errors import PlacementError
 from erhpc.plan import commands
 from erhpc.plan.affinity import note_affinity
 from erhpc.plan.duration import load_timeout_s, plan_duration, plan_levels
+from erhpc.plan.emulation import group_emulated, note_rehearsal
 from erhpc.plan.gpus import find_gpu
 from erhpc.plan.memory import MemoryFit, check_main_memory, compute_weights_bytes, fit_memory
 from erhpc.plan.placement import PlacedReplica, place_replicas
@@ -75,6 +76,8 @@ def build_plan(experiment: ExperimentConfig, setting: Setting, *, python: str) -
                     duration.notice,
                     _warn_of_redirects(experiment),
                     note_affinity(experiment, setting.engine),
+                    note_rehearsal(experiment.engine, is_emulated=setting.engine == "emulated"),
+                    _note_cut_prompts(experiment),
                 ],
             )
         ),
@@ -121,6 +124,18 @@ def _warn_of_redirects(experiment: ExperimentConfig) -> str | None:
     return f"gateway.data_path=redirect: the gateway does not see how loaded the replicas are: {', '.join(blind)}."
 
 
+def _note_cut_prompts(experiment: ExperimentConfig) -> str | None:
+    """Which lengths of prompts are more than the experts take, None if none."""
+    longest = experiment.longest_prompt_tokens
+    cut = sorted({tokens for tokens in experiment.workload.input_tokens_of_levels if tokens > longest})
+    if not cut:
+        return None
+    return (
+        f"workload.input_tokens_of_levels: {', '.join(map(str, cut))} cut to {longest}, which is what the experts' "
+        "max_model_len leaves beside an answer."
+    )
+
+
 def _count_expert_nodes(experiment: ExperimentConfig) -> int:
     """Most nodes that experts may take, the clients' own nodes set aside."""
     num_nodes = experiment.cluster.max_nodes - experiment.load.nodes
@@ -161,11 +176,12 @@ def _plan_processes(
     python: str,
 ) -> tuple[PlannedProcess, ...]:
     processes: list[PlannedProcess] = []
-    for index, replica in enumerate(replicas):
-        port = replica_port(index, layout.engine_ports)
-        if setting.engine == "emulated":
-            processes.append(commands.command_emulated_expert(experiment, replica, port, python))
-        else:
+    numbered = [(replica, replica_port(index, layout.engine_ports)) for index, replica in enumerate(replicas)]
+    if setting.engine == "emulated":
+        for group in group_emulated(numbered, setting.num_cores, experiment.engine.faults):
+            processes.append(commands.command_emulated_experts(experiment, group, python))
+    else:
+        for replica, port in numbered:
             processes.extend(commands.command_vllm_expert(experiment, replica, port, setting.vllm_python))
     routed = experiment.router.policy != "none"
     if routed:

@@ -5,6 +5,7 @@ erhpc's own processes are all `python -m jobs.<kind> --spec FILE`; vLLM gets fla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from erhpc.plan.memory import CPU_KV_BYTES
 from erhpc.plan.passes import REPLICA_VARIABLE
 from erhpc.plan.plan import PlannedProcess, PlannedReplica, ReadyCheck
 from erhpc.plan.ports import ENGINE_PORTS, STATUS_PORT
-from erhpc.plan.specs import CalibrationSpec, ClientSpec, EmulatedExpertSpec, Endpoint, GatewaySpec
+from erhpc.plan.specs import CalibrationSpec, ClientSpec, EmulatedExpertSpec, EmulatedExpertsSpec, Endpoint, GatewaySpec
 from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
 from erhpc.results.paths import RunPaths
 
@@ -32,32 +33,42 @@ CLIENT_STOP_S = 15.0
 """A client that is told to stop still writes its records; killing it would lose them."""
 
 
-def command_emulated_expert(
-    experiment: ExperimentConfig, replica: PlannedReplica, port: int, python: str
+def command_emulated_experts(
+    experiment: ExperimentConfig, replicas: Sequence[tuple[PlannedReplica, int]], python: str
 ) -> PlannedProcess:
-    """The emulated server of one replica, on the node of its first leg."""
-    expert = experiment.experts[replica.expert]
-    node = replica.legs[0].node
-    spec = EmulatedExpertSpec(
+    """The emulated server of replicas, each with its port, whose first legs are on one node."""
+    (first, _), node = replicas[0], replicas[0][0].legs[0].node
+    spec = EmulatedExpertsSpec(experts=[_emulated_spec(experiment, replica, port) for replica, port in replicas])
+    others = f"-and-{len(replicas) - 1}-more" if len(replicas) > 1 else ""
+    process = _own_process(f"expert-{first.replica}{others}", "emulated_expert", node, spec, python)
+    return _serving(process, experiment, replicas)
+
+
+def _emulated_spec(experiment: ExperimentConfig, replica: PlannedReplica, port: int) -> EmulatedExpertSpec:
+    expert, engine = experiment.experts[replica.expert], experiment.engine
+    return EmulatedExpertSpec(
         replica=replica.replica,
         model=replica.served_name,
-        host=f"{{address{node}}}",
+        host=f"{{address{replica.legs[0].node}}}",
         port=f"{{port{port}}}",
         architecture=expert.architecture,
         dtype=expert.dtype,
         quantization=expert.quantization,
+        kernel=expert.kernel,
         tensor_parallel=expert.tensor_parallel,
         gpu=find_gpu(experiment.cluster.gpu).name,
+        profile=engine.profile,
         kv_capacity_tokens=replica.memory.kv_capacity_tokens,
         max_model_len=expert.max_model_len,
         max_num_seqs=expert.max_num_seqs,
         max_num_batched_tokens=expert.max_num_batched_tokens,
-        load_s=0.0,
+        engine_args=expert.engine_args,
+        prefix_caching=engine.prefix_caching,
+        speedup=engine.speedup,
+        faults=[fault for fault in engine.faults if fault.hits(replica.replica)],
         aliases=list(_aliases(experiment, replica)),
         key_file=KEY_FILE,
     )
-    process = _own_process(f"expert-{replica.replica}", "emulated_expert", node, spec, python)
-    return _serving(process, experiment, replica, port)
 
 
 def command_vllm_expert(
@@ -105,9 +116,9 @@ def command_vllm_expert(
             python_path=str(RUN.guest_package) if guarded else None,
             gpus=leg.gpus,
             stop_timeout_s=engine.stop_timeout_s,
-            replica=replica.replica,
+            replicas=(replica.replica,),
         )
-        processes.append(_serving(process, experiment, replica, port) if number == 0 else process)
+        processes.append(_serving(process, experiment, [(replica, port)]) if number == 0 else process)
     return processes
 
 
@@ -136,7 +147,7 @@ def command_gateway(
     return replace(
         process,
         ports=(port, STATUS_PORT),
-        ready=ReadyCheck(f"http://{{address0}}:{{port{port}}}", AUTO_MODEL, GATEWAY_READY_S),
+        ready=(ReadyCheck(f"http://{{address0}}:{{port{port}}}", AUTO_MODEL, GATEWAY_READY_S),),
     )
 
 
@@ -157,7 +168,7 @@ def command_client(
         level=level,
         worker=worker,
         num_workers=experiment.load.num_workers,
-        workload=experiment.workload,
+        workload=experiment.workload.at_level(level, experiment.longest_prompt_tokens),
         load=experiment.load,
         # A seed per level: no level repeats the order of prompts of another.
         seed=experiment.seed * SEED_STRIDE + level,
@@ -186,15 +197,15 @@ def _own_process(name: str, kind: Any, node: int, spec: object, python: str) -> 
 
 
 def _serving(
-    process: PlannedProcess, experiment: ExperimentConfig, replica: PlannedReplica, port: int
+    process: PlannedProcess, experiment: ExperimentConfig, replicas: Sequence[tuple[PlannedReplica, int]]
 ) -> PlannedProcess:
     return replace(
         process,
-        gpus=replica.legs[0].gpus,
-        ports=(port,),
-        ready=ReadyCheck(replica.url, replica.served_name, replica.load_timeout_s),
+        gpus=tuple(gpu for replica, _ in replicas for gpu in replica.legs[0].gpus),
+        ports=tuple(port for _, port in replicas),
+        ready=tuple(ReadyCheck(replica.url, replica.served_name, replica.load_timeout_s) for replica, _ in replicas),
         stop_timeout_s=experiment.engine.stop_timeout_s,
-        replica=replica.replica,
+        replicas=tuple(replica.replica for replica, _ in replicas),
     )
 
 

@@ -17,7 +17,7 @@ from erhpc.plan.memory import MemoryFit
 from erhpc.plan.placement import Leg
 from erhpc.plan.ports import PortMap
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,11 @@ class PlannedProcess:
     """Offsets within the port band that the process binds itself."""
     spec: dict[str, Any] | None = None
     """Written to the run's specs/<name>.json before the start; its path is in argv."""
-    ready: ReadyCheck | None = None
-    """None: being started is enough."""
+    ready: tuple[ReadyCheck, ...] = ()
+    """All that must serve, in the order of `ports`; none: being started is enough."""
     stop_timeout_s: float = 10.0
-    replica: str | None = None
+    replicas: tuple[str, ...] = ()
+    """The replicas that it is, or is a leg of; only emulated ones share a process."""
     level: int | None = None
     """Of a client: the level it makes the load of."""
 

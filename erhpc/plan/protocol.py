@@ -5,6 +5,8 @@ It knows no HTTP library and no body of a request.
 
 from __future__ import annotations
 
+import re
+
 API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 """Route of each of config.APIS."""
 
@@ -20,6 +22,19 @@ OWNER = "erhpc"
 """`owned_by` in /v1/models of a gateway before real models."""
 EMULATED_OWNER = "erhpc-"
 """How `owned_by` in /v1/models begins where no model stands behind a server: emulated and null experts."""
+_EMULATED_OWNER = re.compile(rf"{EMULATED_OWNER}emulated(?:-x([0-9.e+-]+))?")
+
+
+def name_emulated_owner(speedup: float) -> str:
+    """`owned_by` of an emulated expert whose time runs so many times as fast."""
+    return f"{EMULATED_OWNER}emulated" + ("" if speedup == 1 else f"-x{speedup:g}")
+
+
+def read_speedup(owner: str) -> float:
+    """How many times as fast time runs for the owner of a model; 1 for all that does not say so."""
+    found = _EMULATED_OWNER.fullmatch(owner)
+    return float(found[1]) if found and found[1] else 1.0
+
 
 KEEP_ALIVE_S = 4.0
 """Idle time after which no client uses a connection again; uvicorn, which serves vLLM, closes them after 5 s."""

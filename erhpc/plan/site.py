@@ -18,6 +18,8 @@ class Site:
     local_gpus: int = 0
     memory_bytes: int | None = None
     """Main memory of this machine."""
+    num_cores: int | None = None
+    """Cores of this machine that may be used."""
     vllm_python: str | None = None
     """Interpreter that $ERHPC_VLLM_PYTHON names."""
     vllm_cpu_python: str | None = None
@@ -36,6 +38,8 @@ class Setting:
     memory_bytes: int | None
     """Main memory of each node, where it is known: on this machine."""
     vllm_python: str
+    num_cores: int | None = None
+    """Cores that all nodes share, where they are known: on this machine."""
     notices: tuple[str, ...] = ()
 
 
@@ -65,6 +69,7 @@ def decide_setting(experiment: ExperimentConfig, site: Site) -> Setting:
         requests_gpus=on_gpus if wanted is None else wanted,
         memory_bytes=site.memory_bytes if cluster == "local" else None,
         vllm_python=_find_vllm_python(experiment, site),
+        num_cores=site.num_cores if cluster == "local" else None,
         notices=tuple(notices),
     )
 

@@ -8,8 +8,9 @@ never in a spec, only the path of the file that holds them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from erhpc.config import ArchitectureConfig, GatewayConfig, LoadConfig, RouterConfig, WorkloadConfig
+from erhpc.config import ArchitectureConfig, FaultConfig, GatewayConfig, LoadConfig, RouterConfig, WorkloadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,27 @@ class EmulatedExpertSpec:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    load_s: float
+    load_s: float = 0.0
     """How long loading is made to take before /health answers 200."""
+    kernel: str | None = None
+    profile: str
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Those of vLLM that the twin knows (`erhpc.twin.serving.FLAGS`) count, the others do not."""
+    prefix_caching: bool = False
+    speedup: float = 1.0
+    """How many times as fast its time runs."""
+    faults: list[FaultConfig] = field(default_factory=list)
+    """What goes wrong on purpose."""
     aliases: list[str] = field(default_factory=list)
     """Other names of the model that requests may use."""
     key_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmulatedExpertsSpec:
+    """The emulated replicas that one process serves, each on its own port."""
+
+    experts: list[EmulatedExpertSpec]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,11 @@ class RunPaths:
         return self.root / "calibration.json"
 
     @property
+    def engine_profile(self) -> Path:
+        """What `python -m erhpc.calibrate` made of the run (TOML)."""
+        return self.root / "engine_profile.toml"
+
+    @property
     def search(self) -> Path:
         """What a search for the largest load found, with every level it tried (JSON)."""
         return self.root / "search.json"

@@ -1,15 +1,16 @@
 """The model's constants as data: what a GPU, a matrix kernel and an engine's host cost, read from checked files.
 
 GPU files belong to erhpc.plan.gpus (memory and timing of one card in one file); kernels and engine profiles lie in
-erhpc/twin/data. Every constant has a source and a range: `load_constants` takes the values, `draw_constants` sets that
-the ranges allow.
+erhpc/twin/data. A profile may also be a file that `python -m erhpc.calibrate` wrote: it holds shares of the one GPU
+type it was calibrated on, which replace those of the GPU file. Every constant has a source and a range:
+`load_constants` takes the values, `draw_constants` sets that the ranges allow.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -23,6 +24,8 @@ from erhpc.twin.evidence import Evidence, read_evidence
 DATA = Path(__file__).parent / "data"
 DEFAULT_PROFILE = "vllm-v1-async"
 UNITS = ("value", "fp8", "int8")
+SHARES = ("compute_share", "kv_share")
+"""Constants of a GPU that a calibrated profile may hold."""
 Choose = Callable[[Evidence], float]
 _LARGE_MESSAGE_BYTES = 2 * 1024**2
 """Above it vLLM leaves its own all-reduce kernel for NCCL."""
@@ -145,11 +148,13 @@ def load_constants(
     gpu: str, *, quantization: str | None, kernel: str | None = None, profile: str = DEFAULT_PROFILE,
     choose: Choose = central,
 ) -> Constants:  # fmt: skip
-    """The constants of a GPU (name or file), kernel (None: the default of the quantization) and engine profile.
+    """The constants of a GPU (name or file), kernel (None: the default of the quantization) and engine profile (too).
 
-    Raises ConfigError for an unknown name or a wrong file.
+    Raises ConfigError for an unknown name, a wrong file, or a profile that was calibrated on another GPU type.
     """
     timing = load_gpu_timing(gpu, choose)
+    shares: dict[str, Any] = {name: choose(evidence) for name, evidence in _read_shares(profile, gpu).items()}
+    timing = replace(timing, **shares)
     return Constants(timing, load_kernel(kernel or find_default_kernel(quantization), timing, choose),
                      load_profile(profile, choose))  # fmt: skip
 
@@ -220,9 +225,49 @@ def load_kernel(name: str, gpu: GpuTiming, choose: Choose = central) -> Kernel:
 
 
 def load_profile(name: str, choose: Choose = central) -> EngineProfile:
-    """An engine profile by name. Raises ConfigError if unknown."""
-    loaded: EngineProfile = _load(EngineProfile, "engine profile", name, _read_data("profiles.toml"), choose)
+    """An engine profile by name or file. Raises ConfigError if unknown or wrong."""
+    title, table = read_profile_table(name)
+    loaded: EngineProfile = _load(EngineProfile, "engine profile", title, {title: table}, choose)
     return loaded
+
+
+def read_profile_table(name: str) -> tuple[str, Mapping[str, Any]]:
+    """Name and unread content of an engine profile: a shipped one, or the one of a file (ending in .toml).
+
+    Raises:
+        ConfigError: it is unknown, or the file does not hold one profile.
+    """
+    if not name.endswith(".toml"):
+        require_choice("engine profile", name, known_profiles())
+        return name, _read_data("profiles.toml")[name]
+    path = Path(name).expanduser()
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"engine profile {path} is no readable profile ({error}). Give a file that `python -m erhpc.calibrate` "
+            f"wrote, or one of {', '.join(known_profiles())}."
+        ) from error
+    if len(content) != 1 or not all(isinstance(table, Mapping) for table in content.values()):
+        raise ConfigError(
+            f"engine profile {path} must hold one table, it holds {', '.join(content) or 'nothing'}. Give a file that "
+            "`python -m erhpc.calibrate` wrote."
+        )
+    return next(iter(content.items()))
+
+
+def read_profile_evidence(profile: str, gpu: str | None, names: Sequence[str]) -> dict[str, Evidence]:
+    """What is known of some constants of a profile; of SHARES where `gpu` is given. Raises ConfigError."""
+    title, table = read_profile_table(profile)
+    found = {}
+    for name in names:
+        if name in SHARES and gpu is not None:
+            shares = _read_shares(profile, gpu)
+            raw = find_gpu(gpu).timing.get("timing", {}).get(name)
+            found[name] = shares[name] if name in shares else read_evidence(f"cluster.gpu={gpu!r}: timing.{name}", raw)
+        else:
+            found[name] = read_evidence(f"engine profile {title}: {name}", table.get(name))
+    return found
 
 
 def find_default_kernel(quantization: str | None) -> str:
@@ -245,6 +290,19 @@ def known_profiles() -> tuple[str, ...]:
     return tuple(_read_data("profiles.toml"))
 
 
+def _read_shares(profile: str, gpu: str) -> dict[str, Evidence]:
+    """The shares of a GPU that a calibrated profile holds, none for the others."""
+    title, table = read_profile_table(profile)
+    shares = {name: read_evidence(f"engine profile {title}: {name}", table[name]) for name in SHARES if table.get(name)}
+    if shares and table.get("gpu") != find_gpu(gpu).name:
+        raise ConfigError(
+            f"engine profile {title} was calibrated on {table.get('gpu')!r}, and cluster.gpu={gpu!r}: shares of one "
+            "GPU type say nothing of another. Calibrate on this one, or take another profile: "
+            f"{', '.join(known_profiles())}."
+        )
+    return shares
+
+
 @cache
 def _read_data(name: str) -> Mapping[str, Mapping[str, Any]]:
     return tomllib.loads((DATA / name).read_text(encoding="utf-8"))
@@ -257,6 +315,8 @@ def _load(kind: type[Any], what: str, name: str, table: Mapping[str, Mapping[str
     hints = _KINDS[kind]
     for key in [field.name for field in fields(kind) if field.name != "name"]:
         raw = table[name].get(key)
+        if hints[key] is not float and type(raw) is not hints[key]:
+            raise ConfigError(f"{what} {name}: {key}={raw!r} is no {hints[key].__name__}.")
         values[key] = choose(read_evidence(f"{what} {name}: {key}", raw)) if hints[key] is float else raw
     return kind(**values)
 

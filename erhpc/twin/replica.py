@@ -124,7 +124,7 @@ class Replica:
         self._start_s = now_s
         self._step_s = step_s
         self._growth_s = growth_s
-        self._num_steps = 1 + (self._count_skippable() if is_plain and not self._ended else 0)
+        self._num_steps = 1 + (self._count_skippable() if is_plain else 0)
         self.due_s = now_s + self._elapsed_s(self._num_steps)
 
     def _elapsed_s(self, num_steps: int) -> float:
@@ -258,23 +258,26 @@ class Replica:
         """
         reserved = 0
         budget = self._max_tokens - self._decodes
-        for sequence in list(self._running):
+        phase = (1 - step) % BLOCK_TOKENS
+        # Those that need blocks: prompts, and decodes that fill one up.
+        asking = [
+            sequence
+            for sequence in self._running
+            if not sequence.last or (sequence.base % BLOCK_TOKENS == phase and sequence.last >= step)
+        ]
+        for sequence in asking:
             if sequence.order == OUT:
-                break  # preempted, as all after it
+                return  # preempted, as all after it
+            needed = taken_now = 1
             if not sequence.last:
                 # Decodes further back take part of the budget, unless they are preempted: then nobody else is there.
                 chunk = self._limits.clip_chunk(sequence.prompt + sequence.generated - sequence.computed, budget)
                 budget -= chunk
-                needed = max(count_blocks(sequence.computed + chunk) - sequence.blocks, 0)
-                taken_now = 0
-            elif sequence.last < step:
-                continue
-            else:
-                taken_now = needed = int((sequence.base + step - 1) % BLOCK_TOKENS == 0)
+                needed, taken_now = max(count_blocks(sequence.computed + chunk) - sequence.blocks, 0), 0
             while needed + reserved > self._free and sequence.order != OUT:
                 self._preempt()
             if sequence.order == OUT:
-                break
+                return
             self._free -= taken_now
             reserved += needed - taken_now
 

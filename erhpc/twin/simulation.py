@@ -217,7 +217,6 @@ class _Level:
     def report(self) -> Prediction:
         """Everything that happened."""
         sent = self._sent
-        row = _integers([sequence.row for sequence in sent])
         replica = _integers([sequence.replica for sequence in sent])
         spells = [(*(sequence.spells or ()), (sequence.begun, sequence.last)) for sequence in sent]
         ends_s = [_end_steps(replica.stretches) for replica in self._replicas]
@@ -225,15 +224,15 @@ class _Level:
         all_ends_s = np.concatenate(ends_s)
         return Prediction(
             replicas=self._models,
-            row=row,
+            row=_integers([sequence.row for sequence in sent]),
             user=_integers([sequence.user for sequence in sent]),
             sequence=_integers([sequence.index for sequence in sent]),
             replica=replica,
             sent_s=np.array([sequence.sent_s for sequence in sent]),
             first_token_s=all_ends_s[offsets + _integers([spell[0][0] for spell in spells])],
             last_token_s=all_ends_s[offsets + _integers([spell[-1][1] for spell in spells])],
-            tokens_in=_integers(self._rows.prompt_tokens)[row],
-            tokens_out=_integers(self._rows.answer_tokens)[row],
+            tokens_in=_integers([sequence.prompt for sequence in sent]),
+            tokens_out=_integers([sequence.answer for sequence in sent]),
             num_preemptions=sum(replica.num_preemptions for replica in self._replicas),
             spells=spells,
             step_ends_s=ends_s,

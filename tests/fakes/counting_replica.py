@@ -96,7 +96,7 @@ class _Connection(asyncio.Protocol):
                 self._buffer = self._buffer[end:]
                 self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
                 continue
-            if not head.startswith(b"POST /v1/") or b"\r\ntransfer-encoding" in head.lower() or not digits.isdigit():
+            if not head.startswith(b"POST /") or b"\r\ntransfer-encoding" in head.lower() or not digits.isdigit():
                 self._replica.strange.append(head)
                 self.transport.abort()
                 return

@@ -99,7 +99,7 @@ async def housing(script=answer_json, *, names=("math-0", "code-0"), absent=None
                 await stack.enter_async_context(replica.serving())
         endpoints = [make_endpoint(name, replica.url) for name, replica in replicas.items()]
         url = await stack.enter_async_context(
-            serve(make_spec(endpoints, **spec), classifier=KeywordClassifier("sum", "loop"), key=key)
+            serve(make_spec(endpoints, **spec), classifier=KeywordClassifier("sum", "loop"), key=key, expert_key=key)
         )
         session, watcher = [
             await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))
@@ -129,7 +129,7 @@ async def error_of(response):
     body = await response.json()
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert response.headers["x-erhpc-request-id"]
+    assert response.headers["x-request-id"]
     return body["error"]
 
 

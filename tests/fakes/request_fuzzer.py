@@ -15,6 +15,8 @@ OTHER_PATHS = (
     "/v1/models", "/health", "/metrics", "/telemetry?window_s=5", "/telemetry?window_s=%00", "/", "*", "/v1/", "/v1//",
     "/v1/chat/completions/", "/v1/chat/completions?a=b#c", "http://a/v1/completions", "/%2e%2e/v1/models",
     "/v1/\N{SNOWMAN}", "//v1/models", "/v1/%ff", "/" + "a" * 5000, "a:80", "",
+    "/v1/embeddings", "/v1/embeddings", "/v1/embeddings/x", "/v1/score", "/pooling", "/tokenize", "/status",
+    "/v1/models/auto", "/replicas/a-1/drain",
 )  # fmt: skip
 OTHER_METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "post", "P\x00ST", "TRACE", "BREW", "")
 TEXTS = (
@@ -37,14 +39,14 @@ RAW_VALUES = (
 """Where a value belongs: what is no JSON, or hardly."""
 NAMES = (
     "authorization", "x-request-id", "x-session-id", "content-type", "accept", "accept-encoding", "cookie", "expect",
-    "connection", "upgrade", "te", "trailer", "content-encoding", "x-forwarded-for", "traceparent", "host", "range",
-    "if-none-match", "keep-alive", "x" * 300, "bad name", "x:y", "", "\N{SNOWMAN}", "transfer-encoding",
-    "content-length",
+    "connection", "upgrade", "te", "trailer", "content-encoding", "x-forwarded-for", "traceparent", "tracestate",
+    "host", "range", "if-none-match", "keep-alive", "x" * 300, "bad name", "x:y", "", "\N{SNOWMAN}",
+    "transfer-encoding", "content-length",
 )  # fmt: skip
 VALUES = (
     "", "a", "close", "keep-alive", "100-continue", "gzip", "deflate", "identity", "chunked", "h2c", "websocket", "0",
     "-1", "Bearer secret", "Bearer \N{SNOWMAN}", "Basic eDp5", "application/json", "text/plain; charset=\0", "x" * 7000,
-    "\t", "\x7f", "a\nb: c", "a, b;q=2", "bytes=0-", "\x80\xff",
+    "\t", "\x7f", "a\nb: c", "a, b;q=2", "bytes=0-", "\x80\xff", "\udc80",
 )  # fmt: skip
 
 
@@ -129,7 +131,7 @@ def draw_body(draw: random.Random) -> bytes:
         )
     if draw.random() < 0.3:
         shape["stream"] = draw.random() < 0.5
-    for name in ("stream", "user", "temperature", "tools", "\N{SNOWMAN}", "model ", "a" * 200):
+    for name in ("stream", "user", "input", "query", "temperature", "tools", "\N{SNOWMAN}", "model ", "a" * 200):
         if draw.random() < 0.1:
             shape[name] = draw_value(draw)
     if draw.random() < 0.05:

@@ -21,8 +21,9 @@ from erhpc.config import ArchitectureConfig
 from erhpc.errors import ConfigError, ProcessError
 from erhpc.experts.emulated import EmulatedExpert
 from erhpc.experts.emulated_answer import WORDS
+from erhpc.experts.emulated_serving import serve_as
 from erhpc.plan.passes import sign_pass
-from erhpc.plan.specs import EmulatedExpertSpec
+from erhpc.plan.specs import EmulatedExpertSpec, EmulatedExpertsSpec
 from erhpc.twin.step_time import Batch, Roofline
 
 MODEL = "tiny"
@@ -57,20 +58,26 @@ def make_spec(**changes):
         quantization=None,
         tensor_parallel=1,
         gpu="a100_80",
+        profile="vllm-v1-sync",
         kv_capacity_tokens=65536,
         max_model_len=1024,
         max_num_seqs=256,
         max_num_batched_tokens=2048,
-        load_s=0.0,
     )
     return replace(spec, **changes)
 
 
+def make_expert(spec, step_time=None, *, request_s=0.0, **options):
+    """An emulated expert whose steps take as long as `step_time` says (None: as the spec's model of them)."""
+    serving = replace(serve_as(spec), request_s=request_s)
+    return EmulatedExpert(spec, replace(serving, step_time=step_time) if step_time else serving, **options)
+
+
 @asynccontextmanager
-async def serving(step_time=None, *, key=None, **changes):
+async def serving(step_time=None, *, key=None, request_s=0.0, **changes):
     """A client session whose base URL is a running emulated expert."""
     spec = make_spec(**changes)
-    expert = EmulatedExpert(spec, step_time or ConstantStep(), key=key)
+    expert = make_expert(spec, step_time or ConstantStep(), key=key, request_s=request_s)
     await expert.start()
     connector = aiohttp.TCPConnector(limit=0)
     try:
@@ -313,7 +320,7 @@ async def test_a_port_that_is_taken_is_an_error_that_names_it():
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        expert = EmulatedExpert(make_spec(port=port), ConstantStep())
+        expert = make_expert(make_spec(port=port), ConstantStep())
         with pytest.raises(ProcessError, match=f"tiny-0 cannot listen on 127.0.0.1:{port}"):
             await expert.start()
         await expert.stop()
@@ -321,7 +328,7 @@ async def test_a_port_that_is_taken_is_an_error_that_names_it():
 
 def test_a_spec_whose_longest_sequence_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="max_model_len=1024"):
-        EmulatedExpert(make_spec(kv_capacity_tokens=512), ConstantStep())
+        serve_as(make_spec(kv_capacity_tokens=512))
 
 
 class BrokenModel:
@@ -331,7 +338,7 @@ class BrokenModel:
 
 async def test_a_step_loop_that_dies_ends_the_server_with_its_error():
     spec = make_spec()
-    expert = EmulatedExpert(spec, BrokenModel())
+    expert = make_expert(spec, BrokenModel())
     await expert.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{spec.port}") as session:
         asked = asyncio.create_task(session.post("/v1/chat/completions", json=chat()))
@@ -348,7 +355,7 @@ async def test_a_step_loop_that_dies_ends_the_server_with_its_error():
 async def test_the_job_serves_its_spec_with_its_key_and_stops_with_exit_code_zero(tmp_path, number):
     (tmp_path / "key").write_text("s3cret\n")
     spec = make_spec(key_file=str(tmp_path / "key"), architecture=LLAMA3_8B)
-    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(spec))
+    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(EmulatedExpertsSpec(experts=[spec])))
     started_s = time.monotonic()
     job = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "jobs.emulated_expert", "--spec", str(tmp_path / "spec.json")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import aiohttp
-import msgspec
 import openai
 import pytest
 from aiohttp import web
@@ -38,11 +34,11 @@ from tests.fakes.routing import KeywordClassifier
 from tests.fakes.scripted_replica import (
     DONE,
     FRAMES,
-    ScriptedReplica,
     answer_json,
     break_at_once,
     break_whole,
     hang,
+    lose,
     open_stream,
     stream_forever,
     stream_frames,
@@ -58,7 +54,7 @@ async def test_a_prompt_is_answered_by_the_expert_of_its_cluster_and_the_headers
         assert await response.read() == b'{"id":"1",  "choices":[]}'
         headers = response.headers
         assert (headers["x-erhpc-expert"], headers["x-erhpc-replica"]) == ("code", "code-0")
-        assert (headers["x-erhpc-cluster"], headers["x-erhpc-request-id"]) == ("1", "mine-1")
+        assert (headers["x-erhpc-cluster"], headers["x-request-id"]) == ("1", "mine-1")
         assert 0 < float(headers["x-erhpc-classify-us"]) < 1e5
         assert headers["x-erhpc-engine"] == "emulated"
         assert headers["Content-Type"] == "application/json"
@@ -642,6 +638,17 @@ async def test_a_silent_replica_whose_health_does_not_answer_is_closed_off(monke
             await asyncio.wait([asking])
 
 
+async def test_a_user_of_the_file_of_keys_takes_no_replica_out(tmp_path):
+    (tmp_path / "keys").write_text("ann for-ann\n")
+    async with housing(key="secret", limits=GatewayConfig(keys=str(tmp_path / "keys"))) as house:
+        async with house.ask(headers={"Authorization": "Bearer for-ann"}) as response:
+            assert response.status == 200
+        for key, status in (("for-ann", 403), ("nobody's", 401), ("secret", 200)):
+            headers = {"Authorization": f"bearer {key}"}
+            async with house.session.post("/replicas/math-0/drain", headers=headers) as response:
+                assert response.status == status
+
+
 async def test_a_replica_that_is_drained_gets_no_new_request_and_ends_those_it_has():
     async with housing(stream_forever, key="secret", **TWINS) as house:
         headers = {"Authorization": "Bearer secret"}
@@ -670,6 +677,29 @@ async def test_a_replica_that_breaks_off_before_or_within_a_whole_answer_is_answ
                 assert (await error_of(response))["code"] == "replica_broken"
             assert await house.requests("broken") == 1
             assert await house.status() == 200
+
+
+@pytest.mark.parametrize("length", [True, False])
+async def test_a_long_whole_answer_is_passed_on_before_its_end_and_not_taken_for_complete_if_it_breaks(length):
+    part, goes_on = b"x" * (2 * 1024 * 1024), asyncio.Event()
+
+    async def answer(request):
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        if length:
+            response.content_length = 2 * len(part)
+        await response.prepare(request)
+        await response.write(part)
+        await goes_on.wait()
+        return lose(request, response)
+
+    async with housing(answer) as house:
+        async with house.ask() as response:
+            assert response.status == 200
+            assert await response.content.readexactly(len(part)) == part
+            goes_on.set()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        assert await house.requests("broken") == 1
 
 
 async def test_a_replica_that_never_answers_is_answered_504():
@@ -742,50 +772,3 @@ async def test_a_classifier_with_another_number_of_clusters_is_refused():
     with pytest.raises(ConfigError, match=r"2 clusters.*1 experts"):
         async with serve(spec, classifier=KeywordClassifier("sum", "loop")):
             pass
-
-
-# The process
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_process_serves_until_it_is_told_to_stop_and_exits_0(tmp_path, number):
-    (tmp_path / "key").write_text("secret\n")
-    async with ScriptedReplica(answer_json).serving() as replica:
-        spec = make_spec([make_endpoint("math-0", replica.url)], policy="round_robin")
-        document = msgspec.to_builtins(spec) | {"port": str(free_port()), "key_file": str(tmp_path / "key")}
-        (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
-        process = await asyncio.create_subprocess_exec(*command(tmp_path / "spec.json"), stdout=subprocess.PIPE)
-        try:
-            line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
-            url = line.split()[-1]
-            body = {"model": "math", "messages": [{"role": "user", "content": "x"}]}
-            async with (
-                aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
-                session.post(url + CHAT, json=body) as response,
-            ):
-                assert response.status == 200
-        finally:
-            process.send_signal(number)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"key_file": "/nowhere/key"}, "key_file=/nowhere/key cannot be read"),
-        ({"artefact": "/nowhere/router"}, "artefact /nowhere/router"),
-        ({"port": "x", "endpoints": 3}, "no readable GatewaySpec"),
-        ({"router": {"policy": "magic"}}, "magic"),
-        ({}, "needs a classifier"),
-    ],
-)
-def test_a_spec_that_cannot_be_served_ends_in_one_line_and_exit_1(tmp_path, changes, message):
-    document = msgspec.to_builtins(make_spec([make_endpoint("math-0", "http://127.0.0.1:1")])) | changes
-    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(document))
-    ended = subprocess.run(command(tmp_path / "spec.json"), capture_output=True, text=True, timeout=30, check=False)
-    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
-    assert message in ended.stderr
-
-
-def command(spec):
-    return (sys.executable, "-m", "jobs.gateway", "--spec", str(spec))

@@ -22,7 +22,7 @@ import pytest
 import uvloop
 
 from erhpc.config.routing import RELAYS
-from erhpc.gateway import app, front, server, upstream
+from erhpc.gateway import app, caller, front, server, upstream
 from erhpc.gateway import relay as plain_relay
 from tests.fakes.counting_replica import EVENT, JSON, CountingReplica
 from tests.gateways import CHAT, LAST, Gate, Streams, chat, read_response, request, serving
@@ -331,6 +331,28 @@ async def test_what_is_unusual_but_clear_is_answered_once(relay, name):
         assert (house.replica.num_requests, count_smuggled(house.replica), house.replica.strange) == (2, 0, [])
 
 
+@pytest.mark.parametrize("value", ["\N{SNOWMAN}".encode(), b"\xff\xfe", b"x" * 7000], ids=["UTF-8", "no UTF-8", "long"])
+@pytest.mark.parametrize("name", [b"traceparent", b"tracestate", b"x-session-id", b"x-request-id", b"authorization"])
+@pytest.mark.parametrize("framing", [(LENGTH, ASKED), (CHUNKED, IN_CHUNKS)], ids=["length", "chunks"])
+async def test_a_header_that_is_read_or_passed_on_may_hold_anything(relay, framing, name, value):
+    fields, body = framing
+    async with housing(relay, policy="session") as house:
+        head, answer = await asyncio.wait_for(house.gate.ask(post(b"%b: %b\r\n" % (name, value) + fields, body)), 5)
+        assert (head.split(b" ")[1], answer) == (b"200", JSON)
+
+
+@pytest.mark.parametrize("value", [b"x", b"\xff\xfe"])
+@pytest.mark.parametrize("target", [CHAT.encode(), b"/nowhere"])
+async def test_an_expectation_that_cannot_be_met_is_answered_417(relay, target, value):
+    async with housing(relay) as house:
+        head, body = await asyncio.wait_for(
+            house.gate.ask(post(b"expect: %b\r\n" % value + LENGTH, ASKED, target=target)), 5
+        )
+        assert head.startswith(b"HTTP/1.1 417 ")
+        assert body.startswith(b'{"error":')
+        assert (await house.gate.outcomes(), house.replica.num_requests) == ({"refused": 1}, 0)
+
+
 TURNED_AWAY = {
     "no such route": (post(b"content-length: %d\r\n" % len(SMUGGLED), SMUGGLED, target=b"/v1/nothing"), b"404"),
     "no such method": (request(SMUGGLED, CHAT, "PUT"), b"405"),
@@ -375,9 +397,9 @@ async def is_asked(house: House, num_requests: int) -> bool:
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of a second is a minute."""
     monkeypatch.setattr(front, "WATCH_S", 0.02)
-    for module in (app, front):
+    for module in (app, caller):
         monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.2)
-    for module in (front, server):
+    for module in (caller, server):
         monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.3)
 
 
@@ -411,7 +433,7 @@ async def test_a_body_that_arrives_a_byte_at_a_time_is_answered_and_holds_no_nei
 
 async def test_a_request_that_begins_on_a_connection_long_idle_has_all_its_time(relay, monkeypatch):
     monkeypatch.setattr(front, "WATCH_S", 0.01)
-    monkeypatch.setattr(front, "REQUEST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(caller, "REQUEST_TIMEOUT_S", 0.3)
     async with housing(relay) as house, house.gate.visit() as (reader, writer):
         writer.write(request(ASKED))
         await read_response(reader)

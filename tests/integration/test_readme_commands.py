@@ -36,9 +36,13 @@ ELSEWHERE = {
         "tests/integration/test_bench_mock.py",
         '"tests.bench.load", "--clients", "erhpc"',
     ),
-    'make bench-gateway BENCH_ARGS="--gateways fast,plain,nginx"': (
+    "make bench-gateway": (
         "tests/integration/test_bench_gateway.py",
-        '"tests.bench.gateway", "--gateways", "fast,plain"',
+        '"tests.bench.gateway", "--gateways", "fast,plain,processes,redirect"',
+    ),
+    "python -m erhpc.gateway --experts http://127.0.0.1:8001 code=http://127.0.0.1:8002 gateway.processes=2": (
+        "tests/integration/test_gateway_verb.py",
+        'gateway("--experts", first.url + "/v1", f"code={second.url}", *keys, "gateway.processes=2")',
     ),
     "sbatch sbatch/sweep.sh cluster=slurm": ("tests/slurm/test_runs.py", '"sbatch/sweep.sh", *overrides'),
     "python -m erhpc.launch +experiment=vllm_cpu_tiny": (

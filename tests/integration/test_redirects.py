@@ -19,6 +19,7 @@ from erhpc.client.selection import make_client
 from erhpc.config import ArchitectureConfig, GatewayConfig, LoadConfig, RouterConfig, WorkloadConfig
 from erhpc.config.routing import RELAYS
 from erhpc.experts.emulated import EmulatedExpert
+from erhpc.experts.emulated_serving import serve_as
 from erhpc.gateway import prober
 from erhpc.gateway.server import serve
 from erhpc.plan.levels import LoadPoint
@@ -61,13 +62,13 @@ async def redirecting(**changes: object) -> AsyncIterator[RedirectingGateway]:
         quantization=None,
         tensor_parallel=1,
         gpu="a100_80",
+        profile="vllm-v1-sync",
         kv_capacity_tokens=65536,
         max_model_len=1024,
         max_num_seqs=256,
         max_num_batched_tokens=2048,
-        load_s=0.0,
     )
-    expert = EmulatedExpert(spec, Step(), key=KEY)
+    expert = EmulatedExpert(spec, replace(serve_as(spec), step_time=Step()), key=KEY)
     await expert.start()
     try:
         gateway = RedirectingGateway(f"http://127.0.0.1:{spec.port}", spec.replica, KEY)
@@ -152,7 +153,7 @@ async def test_the_official_client_streams_although_the_gateway_passes_no_byte_o
             seed=0,
         )
         async with (
-            serve(spec, key=KEY) as url,
+            serve(spec, key=KEY, expert_key=KEY) as url,
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client,
             aiohttp.ClientSession() as session,
         ):

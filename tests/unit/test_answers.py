@@ -45,11 +45,11 @@ def test_the_last_object_usage_is_found_and_nothing_that_only_looks_like_it(tail
 
 
 def test_an_error_is_a_whole_response():
-    head, _, body = build_error(overloaded(), {"x-erhpc-request-id": "r-1"}).partition(b"\r\n\r\n")
+    head, _, body = build_error(overloaded(), {"x-request-id": "r-1"}).partition(b"\r\n\r\n")
     status_line, *fields = head.split(b"\r\n")
     names = [field.partition(b":")[0] for field in fields]
     assert status_line == b"HTTP/1.1 503 Service Unavailable"
-    assert {b"Retry-After: 1", b"x-erhpc-request-id: r-1", b"content-length: %d" % len(body)} <= set(fields)
+    assert {b"Retry-After: 1", b"x-request-id: r-1", b"content-length: %d" % len(body)} <= set(fields)
     assert len(names) == len(set(names))
     assert b"date" in names
     assert json.loads(body)["error"]["code"] == "overloaded"

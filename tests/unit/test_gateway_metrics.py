@@ -37,7 +37,6 @@ NAMES = {
     "erhpc_admitted": "gauge",
     "erhpc_queued": "gauge",
     "erhpc_default_expert_total": "counter",
-    "erhpc_redirects_total": "counter",
     "erhpc_processes": "gauge",
     "erhpc_process_restarts_total": "counter",
     "erhpc_queue_seconds": "histogram",
@@ -107,7 +106,6 @@ def test_every_documented_name_is_there_from_the_start_with_its_kind():
         ((CANCELS, Phase.PREFILL), 'erhpc_cancels_total{phase="prefill"}'),
         ((OVERFLOW, "math", "code"), 'erhpc_overflow_total{from="math",to="code"}'),
         ((WAITING, "code"), "erhpc_queued_for_expert"),
-        (("erhpc_redirects_total",), "erhpc_redirects_total"),
         (("erhpc_processes",), "erhpc_processes"),
     ],
 )  # fmt: skip
@@ -144,7 +142,7 @@ def test_the_state_of_replicas_is_told():
     first, second, third = (Replica(endpoint, metrics.ledger) for endpoint in make_endpoints(*names))
     first.close_off()
     second.is_draining = True
-    third.begin_request()
+    third.begin_request(0)
     samples = read(metrics)
     assert [samples[f'erhpc_circuit_state{{replica="{name}"}}'] for name in names] == [1, 2, 0]
     assert [samples[f'erhpc_replica_up{{replica="{name}"}}'] for name in names] == [0, 0, 1]

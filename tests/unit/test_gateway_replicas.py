@@ -48,8 +48,8 @@ def test_experts_without_a_live_replica_are_missing():
 
 def test_what_one_process_finds_all_see(replicas: list[Replica]):
     first, second, third = replicas
-    first.begin_request()
-    second.begin_request()
+    first.begin_request(NOW_NS)
+    second.begin_request(NOW_NS)
     assert third.in_flight == 2
     second.note_failure(REFUSED)
     assert [replica.state for replica in replicas] == [OPEN] * 3
@@ -127,7 +127,7 @@ def test_a_replica_that_is_down_is_let_in_after_two_good_probes_in_a_row(replica
 
 def test_a_silent_replica_is_closed_off_after_three_bad_probes_in_a_row(replicas: list[Replica]):
     replica, watch = replicas[0], Watch(replicas[0])
-    replica.begin_request()
+    replica.begin_request(NOW_NS)
     replica.note_heard(NOW_NS)
     assert BAD_PROBES == 3
     for is_well in (False, False, True, False, False):
@@ -140,7 +140,7 @@ def test_a_silent_replica_is_closed_off_after_three_bad_probes_in_a_row(replicas
 
 def test_a_replica_that_is_heard_between_bad_probes_stays_however_many_there_are(replicas: list[Replica]):
     replica, watch = replicas[0], Watch(replicas[0])
-    replica.begin_request()
+    replica.begin_request(NOW_NS)
     for number in range(10):
         now_ns = LATER_NS * (number + 1)
         for _ in range(BAD_PROBES - 1):
@@ -151,19 +151,29 @@ def test_a_replica_that_is_heard_between_bad_probes_stays_however_many_there_are
     assert replica.live
 
 
+def test_the_silence_of_a_replica_counts_from_when_it_has_something_to_answer(replicas: list[Replica]):
+    replica, watch = replicas[0], Watch(replicas[0])
+    replica.note_heard(NOW_NS)
+    replica.begin_request(LATER_NS)
+    assert not watch.is_due(LATER_NS)
+    later_ns = 2 * LATER_NS - NOW_NS
+    replicas[1].begin_request(later_ns)  # one more makes no difference
+    assert watch.is_due(later_ns)
+
+
 @pytest.mark.parametrize(("in_flight", "heard_ns"), [(0, 0), (1, LATER_NS), (1, LATER_NS - 1_000_000_000)])
 def test_a_replica_that_has_nothing_to_do_or_was_heard_is_not_probed(
     replicas: list[Replica], in_flight: int, heard_ns: int
 ):
     for _ in range(in_flight):
-        replicas[0].begin_request()
+        replicas[0].begin_request(NOW_NS)
     replicas[0].note_heard(heard_ns)
     assert not Watch(replicas[0]).is_due(LATER_NS)
 
 
 def test_bad_probes_from_before_it_went_down_do_not_count_when_it_is_back(replicas: list[Replica]):
     replica, watch = replicas[0], Watch(replicas[0])
-    replica.begin_request()
+    replica.begin_request(NOW_NS)
     for _ in range(BAD_PROBES):
         watch.note(is_well=False)
     for _ in range(GOOD_PROBES):
@@ -183,7 +193,7 @@ def test_the_books_of_a_process_that_died_are_closed_and_those_of_the_others_are
     for ledger in (dead, alive):
         math, code = (Replica(endpoint, ledger) for endpoint in endpoints)
         for replica in (math, math, code):
-            replica.begin_request()
+            replica.begin_request(NOW_NS)
         ledger.count(("erhpc_admitted",)).add(5)  # two of them are being read
         ledger.count(("erhpc_queued",)).add(4)
         ledger.count(("erhpc_processes",)).value = 1

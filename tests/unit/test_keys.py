@@ -56,7 +56,6 @@ def test_the_keys_of_the_file_and_the_runs_own_are_known_and_no_other(path: Path
         b"Bearer ",
         b"Bearer ann",
         bearer("e-1"),
-        bearer("own "),
         bearer("ow"),
         b"Basic b-1",
     ):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +18,8 @@ from erhpc.plan.placement import Leg, place_replicas
 from erhpc.plan.plan import plan_from_json
 from erhpc.plan.ports import build_port_map
 from erhpc.plan.site import Site
-from tests.unit.experiments import EXPERIMENTS, GPU_CLUSTER, compose, plan
+from erhpc.twin.hardware import DEFAULT_PROFILE
+from tests.unit.experiments import EXPERIMENTS, GPU_CLUSTER, LAPTOP, compose, plan
 
 
 def expert(tensor_parallel=1, replicas=1, **settings):
@@ -135,8 +139,8 @@ def test_a_server_across_nodes_has_one_command_per_node_and_one_rendezvous():
     assert (head.node, leg.node) == (0, 1)
     assert "--headless" in leg.argv
     assert "--headless" not in head.argv
-    assert head.ready is not None
-    assert leg.ready is None
+    assert len(head.ready) == 1
+    assert leg.ready == ()
     assert "VLLM_PORT" not in head.environment
 
 
@@ -177,8 +181,8 @@ def test_an_emulated_replica_answers_to_auto_where_clients_are_redirected():
     redirected = plan("quickstart", "gateway.data_path=redirect")
     replicas = [process for process in redirected.processes if process.kind == "expert"]
 
-    assert [process.spec["aliases"] for process in replicas] == [["auto"]] * 4
-    assert plan("quickstart").process(replicas[0].name).spec["aliases"] == []
+    assert [process.spec["experts"][0]["aliases"] for process in replicas] == [["auto"]] * 4
+    assert plan("quickstart").process(replicas[0].name).spec["experts"][0]["aliases"] == []
 
 
 def test_what_a_gateway_that_sees_no_answers_cannot_do_is_said_aloud():
@@ -285,8 +289,77 @@ def test_a_gpu_file_of_one_s_own_is_fitted_and_handed_to_emulated_experts_by_its
     usual, own = plan("quickstart"), plan("quickstart", "cluster.gpu=l40s.toml")
 
     assert own.replicas[0].memory.kv_capacity_tokens < usual.replicas[0].memory.kv_capacity_tokens
-    specs = [process.spec for process in own.processes if process.spec and "gpu" in process.spec]
-    assert {spec["gpu"] for spec in specs} == {str(tmp_path / "l40s.toml")}
+    assert {spec["gpu"] for spec in list_emulated(own)} == {str(tmp_path / "l40s.toml")}
+
+
+def list_emulated(planned):
+    return [spec for process in planned.processes if process.kind == "expert" for spec in process.spec["experts"]]
+
+
+def list_groups(planned):
+    return [process.replicas for process in planned.processes if process.kind == "expert"]
+
+
+@pytest.mark.parametrize(("num_cores", "sizes"), [(None, [1] * 4), (4, [1] * 4), (3, [4]), (2, [4]), (1, [4])])
+def test_emulated_replicas_share_processes_where_there_are_more_of_them_than_cores(num_cores, sizes):
+    planned = plan("quickstart", site=replace(LAPTOP, num_cores=num_cores))
+
+    assert [len(group) for group in list_groups(planned)] == sizes
+    assert [spec["replica"] for spec in list_emulated(planned)] == [replica.replica for replica in planned.replicas]
+    for process in planned.processes:
+        assert len(process.ready) == len(process.ports) or process.kind != "expert"
+
+
+def test_eight_replicas_on_six_cores_are_three_processes():
+    planned = plan("llama3_8b_tp1", site=replace(LAPTOP, num_cores=6))
+
+    assert [len(group) for group in list_groups(planned)] == [3, 3, 2]
+
+
+def test_a_replica_that_is_to_crash_has_a_process_of_its_own():
+    planned = plan("quickstart", "engine.faults=[{kind:crash,replica:expert_1}]", site=replace(LAPTOP, num_cores=2))
+
+    assert list_groups(planned) == [("expert_0-0", "expert_2-0", "expert_3-0"), ("expert_1-0",)]
+    assert [len(spec["faults"]) for spec in list_emulated(planned)] == [0, 0, 0, 1]
+
+
+def test_kernel_and_profile_reach_the_emulated_experts():
+    planned = plan("quickstart", "experts.expert_0.kernel=awq_legacy", "engine.profile=vllm-v0-online")
+
+    assert [spec["kernel"] for spec in list_emulated(planned)] == ["awq_legacy", None, None, None]
+    assert {spec["profile"] for spec in list_emulated(planned)} == {"vllm-v0-online"}
+    assert {spec["profile"] for spec in list_emulated(plan("quickstart"))} == {DEFAULT_PROFILE}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("engine.speedup=4", "runs 4 times as fast. Every level will be marked invalid"),
+        (
+            "engine.faults=[{kind:hang},{kind:slow}]",
+            r"engine.faults \(hang, slow\). Every level will be marked invalid",
+        ),
+    ],
+)
+def test_a_rehearsal_is_said_aloud(override, said):
+    assert any(re.search(said, notice) for notice in plan("quickstart", override).notices)
+    assert any("vLLM runs as ever" in notice for notice in plan("llama3_70b_tp4", override, site=GPU_CLUSTER).notices)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("engine.faults=[{kind:explode}]", ["explode", "hang"]),
+        ("engine.faults=[{kind:slow_start}]", ["duration_s"]),
+        ("engine.faults=[{kind:slow,factor:0.5}]", ["factor=0.5"]),
+        ("engine.speedup=0", ["speedup=0"]),
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused(override, words):
+    with pytest.raises(ConfigError) as caught:
+        plan("quickstart", override)
+
+    assert [word for word in words if word not in str(caught.value)] == []
 
 
 PREFIXES = ("router=prefix_affinity",)

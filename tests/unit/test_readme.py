@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from pathlib import Path
 
 import pytest
 
 from erhpc.composition import CONF_DIRECTORY
 from erhpc.config import POLICIES, RULES, ExperimentConfig, LoadTestConfig, RouterConfig
+from erhpc.gateway.metrics import Metrics
+from erhpc.gateway.replicas import Replica
+from erhpc.gateway.shared import Shared
+from erhpc.plan.specs import Endpoint
 from erhpc.results.record import LEVEL_COLUMNS, RECORD_COLUMNS
 from tests.readme import README, find_commands, find_first_cells, find_section
 from tests.unit.experiments import EXPERIMENTS
@@ -94,3 +99,27 @@ def test_the_first_screen_says_what_it_is_and_shows_the_two_commands():
     assert "Expert Router" in first_screen[2]
     assert find_commands()[:2] == ["make demo", "make test"]
     assert "## Where to change what" in first_screen
+
+
+def test_every_metric_of_the_gateway_is_described_and_no_other():
+    endpoint = Endpoint(replica="math-0", expert="math", model="llama", url="http://127.0.0.1:1")
+    ledger = Shared([endpoint], num_workers=1, is_alone=True).ledger(0)
+    text = Metrics(ledger, [Replica(endpoint, ledger)]).render()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    meanings = dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.MULTILINE))
+
+    rows = re.findall(r"^\| `(erhpc_\w+)` \| (\w+)[^|]*\| (.+) \|$", README.read_text(), re.MULTILINE)
+
+    assert [name for name, _, _ in rows] == list(kinds)
+    assert {name: kind for name, kind, _ in rows} == kinds
+    assert {name: meaning for name, _, meaning in rows} == meanings
+
+
+def test_every_header_of_an_answer_is_described():
+    section = README.read_text().partition("\n## Gateway\n")[2].partition("\n## ")[0]
+    rooms = [Path(__file__).resolve().parents[2] / "erhpc" / room for room in ("gateway", "plan")]
+    code = "".join(path.read_text() for room in rooms for path in room.glob("*.py"))
+
+    told = set(re.findall(r"^\| `(x-[a-z-]+)` \|", section, re.MULTILINE))
+
+    assert told == set(re.findall(r'"(x-erhpc-[a-z-]+)"', code)) - {"x-erhpc-engine"} | {"x-request-id"}

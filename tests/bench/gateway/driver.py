@@ -52,8 +52,13 @@ class Tally:
     """What happened so far."""
 
     num_requests: int = 0
-    ttfts_ms: list[float] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
+
+    def ttfts_ms(self, start_ns: int, end_ns: int) -> list[float]:
+        """Of all answers whose first token came in [start, end), in order of length."""
+        firsts = [(one.arrivals_ns[0], one.sent_ns) for one in self.exchanges if one.arrivals_ns]
+        return sorted((first_ns - sent_ns) / 1e6 for first_ns, sent_ns in firsts if start_ns <= first_ns < end_ns)
 
 
 def main() -> None:
@@ -80,7 +85,7 @@ async def drive(options: argparse.Namespace) -> dict[str, object]:
     async with NativeClient(
         f"{options.url}/v1/chat/completions", patience=Patience(total_s=120, connect_s=30)
     ) as client:
-        begin_s = time.monotonic()
+        begin_s, begin_ns = time.monotonic(), time.monotonic_ns()
         until_s = begin_s if options.once else begin_s + options.ramp_s + options.seconds + 0.5
         users = [
             asyncio.create_task(ask(client, request, tally, begin_s + options.ramp_s * number / options.users, until_s))
@@ -88,18 +93,17 @@ async def drive(options: argparse.Namespace) -> dict[str, object]:
         ]
         if options.once:
             await asyncio.gather(*users)
-            return summarise(tally, 0, time.monotonic() - begin_s, time.monotonic_ns(), time.monotonic_ns())
+            return summarise(tally, 0, begin_ns, time.monotonic_ns())
         await asyncio.sleep(options.ramp_s)
-        tally.ttfts_ms.clear()
         start_ns, num_pieces, num_requests = time.monotonic_ns(), client.num_pieces, tally.num_requests
         await asyncio.sleep(options.seconds)
         end_ns, num_pieces = time.monotonic_ns(), client.num_pieces - num_pieces
         tally.num_requests -= num_requests
-        found = summarise(tally, num_pieces, (end_ns - start_ns) / 1e9, start_ns, end_ns)
         for user in users:
             user.cancel()
+        # What had come of an answer by then is read now.
         await asyncio.gather(*users, return_exceptions=True)
-        return found
+        return summarise(tally, num_pieces, start_ns, end_ns)
 
 
 async def ask(client: NativeClient, request: LoadRequest, tally: Tally, start_s: float, until_s: float) -> None:
@@ -107,13 +111,12 @@ async def ask(client: NativeClient, request: LoadRequest, tally: Tally, start_s:
     await asyncio.sleep(start_s - time.monotonic())
     while True:
         exchange = Exchange(time.monotonic_ns())
+        tally.exchanges.append(exchange)
         await client.send(request, exchange)
         tally.num_requests += 1
         if exchange.error_kind is not None:
             tally.failures[exchange.error_kind] = tally.failures.get(exchange.error_kind, 0) + 1
             await asyncio.sleep(0.01)
-        elif exchange.arrivals_ns:
-            tally.ttfts_ms.append((exchange.arrivals_ns[0] - exchange.sent_ns) / 1e6)
         if time.monotonic() >= until_s:
             return
 
@@ -130,18 +133,19 @@ def build_request(options: argparse.Namespace) -> LoadRequest:
     return LoadRequest(0, "bench", "", options.tokens, msgspec.json.encode(body))
 
 
-def summarise(tally: Tally, num_pieces: int, seconds: float, start_ns: int, end_ns: int) -> dict[str, object]:
+def summarise(tally: Tally, num_pieces: int, start_ns: int, end_ns: int) -> dict[str, object]:
     """What is printed."""
-    ttfts_ms = sorted(tally.ttfts_ms)
+    ttfts_ms = tally.ttfts_ms(start_ns, end_ns)
     at = lambda share: ttfts_ms[min(int(share * len(ttfts_ms)), len(ttfts_ms) - 1)] if ttfts_ms else None  # noqa: E731
     return {
         "pieces": num_pieces,
         "requests": tally.num_requests,
-        "seconds": seconds,
+        "seconds": (end_ns - start_ns) / 1e9,
         "start_ns": start_ns,
         "end_ns": end_ns,
         "ttft_mean_ms": sum(ttfts_ms) / len(ttfts_ms) if ttfts_ms else None,
         "ttft_p50_ms": at(0.5),
+        "ttft_p90_ms": at(0.9),
         "ttft_p99_ms": at(0.99),
         "failures": tally.failures,
     }

@@ -29,6 +29,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erhpc" / "bench"
 
 
+def environment_folder(peer: str, version: str) -> Path:
+    """Where the peer's environment is, or would be."""
+    return cache_folder() / f"{peer}-{version}"
+
+
+def is_installed(peer: str, version: str) -> bool:
+    """Whether the peer's environment is complete."""
+    return (environment_folder(peer, version) / STAMP).exists()
+
+
 def installed_python(
     peer: str, package: str, version: str, *, options: Sequence[str] = (), python: str | None = None
 ) -> Path:
@@ -36,9 +46,9 @@ def installed_python(
 
     Raises Unavailable if pip finds none or there is no interpreter `python` (default: the one that runs).
     """
-    folder = cache_folder() / f"{peer}-{version}"
+    folder = environment_folder(peer, version)
     interpreter = folder / "bin" / "python"
-    if (folder / STAMP).exists():
+    if is_installed(peer, version):
         return interpreter
     builder = sys.executable if python is None else find_interpreter(python)
     print(f"installing {package} {version} in {folder}", flush=True)

@@ -10,6 +10,7 @@
  *   GET  /v1/models /health                      what clients ask before they start
  *   GET  /truth                                  the truth so far, binary (layout at `truth_header`)
  *   POST /reset                                  forget the requests that have ended
+ *   POST /pace                                   {"ttft_ms": 50, "gap_ms": 5} from now on
  *
  * Listens on 127.0.0.1 only. Prints its port on the first line of stdout. Ends on SIGTERM or after its lifetime, writes
  * the truth to FILE then, and dies with its parent. With --stamp the text of each token is the time it was sent.
@@ -354,6 +355,12 @@ static void reset(void) {
   kernel_arrivals = 0;
 }
 
+static void set_pace(const char *body) {
+  const char *ttft_ms = value_of(body, "\"ttft_ms\""), *gap_ms = value_of(body, "\"gap_ms\"");
+  if (ttft_ms) ttft_ns = atof(ttft_ms) * 1e6;
+  if (gap_ms) gap_ns = atof(gap_ms) * 1e6;
+}
+
 static void dispatch(struct connection *connection, const char *head, const char *body, int64_t arrival_ns) {
   char method[8] = "", path[256] = "", models[512];
   sscanf(head, "%7s %255s", method, path);
@@ -362,6 +369,7 @@ static void dispatch(struct connection *connection, const char *head, const char
   else if (!strcmp(path, "/v1/completions") && !strcmp(method, "POST")) begin(connection, body, 0, arrival_ns);
   else if (!strcmp(path, "/truth")) answer_truth(connection);
   else if (!strcmp(path, "/reset")) reset(), answer(connection, "200 OK", "{}");
+  else if (!strcmp(path, "/pace")) set_pace(body), answer(connection, "200 OK", "{}");
   else if (!strcmp(path, "/health")) answer(connection, "200 OK", "{}");
   else if (!strcmp(path, "/v1/models")) {
     snprintf(models, sizeof models,

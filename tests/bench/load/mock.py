@@ -30,9 +30,11 @@ class Mock:
     """A running mock."""
 
     url: str
-    ttft_ms: float
-    gap_ms: float
     process: subprocess.Popen[str]
+
+    def set_pace(self, ttft_ms: float, gap_ms: float) -> None:
+        """Pace all answers so from now on; none may be under way."""
+        _ask(self.url + "/pace", data=b'{"ttft_ms": %f, "gap_ms": %f}' % (ttft_ms, gap_ms))
 
     def reset(self) -> None:
         """Forget the requests that have ended."""
@@ -86,7 +88,7 @@ def serving(
                 os.sched_setaffinity(process.pid, {core})
                 favour(process.pid)
             port = int(process.stdout.readline())
-            yield Mock(f"http://127.0.0.1:{port}", ttft_ms, gap_ms, process)
+            yield Mock(f"http://127.0.0.1:{port}", process)
         finally:
             process.terminate()
 

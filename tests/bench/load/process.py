@@ -31,6 +31,22 @@ class Cost:
     """Of all processes so far, those that have ended included."""
     rss_bytes: list[int] = field(default_factory=list)
     """Of all processes together; pages that they share count in each."""
+    _cpu_of: dict[int, int] = field(default_factory=dict)
+    """Of each process when it was last looked at."""
+
+    def look(self, pids: Iterable[int]) -> None:
+        """Add what the processes that run now have cost up to now."""
+        rss_bytes = 0
+        for pid in pids:
+            try:
+                # The CPU clock of another process, all its threads: see clock_getcpuclockid(3).
+                self._cpu_of[pid] = time.clock_gettime_ns((~pid << 3) | 2)
+                rss_bytes += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+            except OSError:
+                continue  # it has just ended
+        self.times_ns.append(time.monotonic_ns())
+        self.cpu_ns.append(sum(self._cpu_of.values()))
+        self.rss_bytes.append(rss_bytes)
 
     def cpu_between_ns(self, start_ns: int, end_ns: int) -> float:
         """CPU time spent in [start, end), between samples in proportion."""
@@ -128,34 +144,22 @@ def _read_processes() -> Iterator[tuple[int, tuple[int, int]]]:
 
 
 def _watch(process: subprocess.Popen[bytes], tree: ProcessTree, timeout_s: float, favoured: bool) -> Cost:
-    cost, cpu_of = Cost(), {}
+    cost = Cost()
+    known: set[int] = set()
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         pids = tree.find()
         if favoured:
-            for pid in pids - cpu_of.keys():
+            for pid in pids - known:
                 favour(pid)
-        _sample(pids, cost, cpu_of)
+            known |= pids
+        cost.look(pids)
         try:
             process.wait(SAMPLE_S)
         except subprocess.TimeoutExpired:
             continue
         break
     return cost
-
-
-def _sample(pids: Iterable[int], cost: Cost, cpu_of: dict[int, int]) -> None:
-    rss_bytes = 0
-    for pid in pids:
-        try:
-            # The CPU clock of another process, all its threads: see clock_getcpuclockid(3).
-            cpu_of[pid] = time.clock_gettime_ns((~pid << 3) | 2)
-            rss_bytes += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
-        except OSError:
-            continue  # it has just ended
-    cost.times_ns.append(time.monotonic_ns())
-    cost.cpu_ns.append(sum(cpu_of.values()))
-    cost.rss_bytes.append(rss_bytes)
 
 
 def _last_words(folder: Path) -> str:
