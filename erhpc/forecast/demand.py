@@ -78,6 +78,7 @@ class AskedSource:
 
     def __init__(self, experiment: ExperimentConfig, *, engine: str) -> None:
         workload = experiment.workload
+        self._longest_prompt_tokens = experiment.longest_prompt_tokens
         if workload.arrivals.is_open and workload.turns.longest_tokens > 1:
             raise ConfigError(
                 "conversations in an open loop are not predicted: set workload.turns.mean=1 or "
@@ -93,29 +94,30 @@ class AskedSource:
         self._pool: PromptPool = build_pool(workload, experiment.seed, draw_lengths)
         self._count = _choose_counting(workload)
         self._template_tokens = TEMPLATE_TOKENS if engine == "vllm" and workload.api == "chat" else 0
-        self._closed: Asked | None = None
+        self._closed: dict[str, Asked] = {}
         self.num_left_out = 0
         """Requests drawn so far that an expert would refuse: prompt and answer are longer than max_model_len."""
 
-    def draw(self, point: LoadPoint) -> Asked:
-        """What is asked at a level. Raises InputError if no request fits the experts."""
-        if self._workload.arrivals.is_open:
-            return self._draw_open(point)
-        if self._closed is None:
-            self._closed = self._draw_closed()
-        return self._closed
+    def draw(self, point: LoadPoint, level: int = 0) -> Asked:
+        """What is asked at level `level`. Raises InputError if no request fits the experts."""
+        workload = self._workload.at_level(level, self._longest_prompt_tokens)
+        if workload.arrivals.is_open:
+            return self._draw_open(workload, point)
+        alike = repr(workload.input_tokens)
+        if alike not in self._closed:
+            self._closed[alike] = self._draw_closed(workload)
+        return self._closed[alike]
 
-    def _draw_closed(self) -> Asked:
-        sources = [self._make_source(user) for user in range(NUM_USERS)]
+    def _draw_closed(self, workload: WorkloadConfig) -> Asked:
+        sources = [self._make_source(workload, user) for user in range(NUM_USERS)]
         drawn = [(user, self._read(source)) for _ in range(REQUESTS_PER_USER) for user, source in enumerate(sources)]
         # However few requests a level sends, they are of all turns of a conversation.
         order = Generator(PCG64(SeedSequence(self._seed, spawn_key=(_ORDER,))))
         drawn = [drawn[index] for index in order.permutation(len(drawn))]
-        thinking = [draw_think_time_s(self._workload.think_time, order) for _ in drawn]
+        thinking = [draw_think_time_s(workload.think_time, order) for _ in drawn]
         return self._collect([user for user, _ in drawn], [row for _, row in drawn], thinking, None)
 
-    def _draw_open(self, point: LoadPoint) -> Asked:
-        workload = self._workload
+    def _draw_open(self, workload: WorkloadConfig, point: LoadPoint) -> Asked:
         end_s = workload.warmup_s + workload.measure_s
         arrivals = []
         for arrival in takewhile(
@@ -128,12 +130,12 @@ class AskedSource:
         for arrival in arrivals:
             known = arrival.tokens_in is not None and arrival.tokens_out is not None
             lengths = (arrival.tokens_in or 0, arrival.tokens_out or 0) if known else None
-            rows.append(self._read(self._make_source(arrival.number), lengths))
+            rows.append(self._read(self._make_source(workload, arrival.number), lengths))
         numbers = [arrival.number for arrival in arrivals]
         return self._collect(numbers, rows, [0.0] * len(rows), [arrival.due_s for arrival in arrivals])
 
-    def _make_source(self, user: int) -> RequestSource:
-        return RequestSource(user, self._seed, AUTO_MODEL, self._workload, self._pool)
+    def _make_source(self, workload: WorkloadConfig, user: int) -> RequestSource:
+        return RequestSource(user, self._seed, AUTO_MODEL, workload, self._pool)
 
     def _read(self, source: RequestSource, lengths: tuple[int, int] | None = None) -> tuple[int, int, str]:
         """Tokens of a request's prompt and answer, and the text that is routed."""

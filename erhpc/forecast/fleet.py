@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from erhpc.config import ExperimentConfig, ExpertConfig
 from erhpc.twin.decode_times import DecodeTimes
 from erhpc.twin.demand import GatewayModel, ReplicaModel
-from erhpc.twin.hardware import DEFAULT_PROFILE, Constants, draw_constants, load_constants
-from erhpc.twin.scheduler import Limits
-from erhpc.twin.step_time import Roofline
+from erhpc.twin.hardware import Constants, draw_constants, load_constants
+from erhpc.twin.serving import Serving, describe_serving
 
 GATEWAY_SERVICE_S = 0.2e-3
 """What a request keeps erhpc's gateway busy: about what `make bench-gateway` sees per short answer on one core."""
@@ -29,26 +28,16 @@ ConstantsOf = Mapping[tuple[str | None, str | None], Constants]
 """Constants by quantisation and kernel."""
 
 
-def find_profile(experiment: ExperimentConfig) -> str:
-    """The engine profile that an experiment names, else the default."""
-    return getattr(experiment.engine, "profile", None) or DEFAULT_PROFILE
-
-
-def find_kernel(expert: ExpertConfig) -> str | None:
-    """The matrix kernel that an expert names; None: the default of its quantisation."""
-    return getattr(expert, "kernel", None)
-
-
 def list_constants(experiment: ExperimentConfig, draws: int) -> list[ConstantsOf]:
     """The constants themselves, then `draws` sets from the ranges of their evidence, the same for the same seed.
 
     Raises:
         ConfigError: the GPU's file has no timing, or kernel or profile are not known.
     """
-    gpu, profile = experiment.cluster.gpu, find_profile(experiment)
+    gpu, profile = experiment.cluster.gpu, experiment.engine.profile
     sets: list[dict[tuple[str | None, str | None], Constants]] = [{} for _ in range(1 + draws)]
     for expert in experiment.experts.values():
-        key = (expert.quantization, find_kernel(expert))
+        key = (expert.quantization, expert.kernel)
         if key in sets[0]:
             continue
         quantization, kernel = key
@@ -77,43 +66,35 @@ def build_fleet(
     Raises:
         ConfigError: a shape, a parallel size or a limit that cannot be.
     """
-    step_times: dict[str, DecodeTimes] = {}
+    known: dict[str, Serving] = {}
     built = []
     for names in pools:
         models: list[ReplicaModel] = []
         for name in names:
             expert = experiment.experts[name]
-            constants = constants_of[expert.quantization, find_kernel(expert)]
-            limits = Limits(
-                max_num_seqs=expert.max_num_seqs,
-                max_num_batched_tokens=expert.max_num_batched_tokens,
-                max_model_len=expert.max_model_len,
-                kv_capacity_tokens=kv_capacity_tokens[name],
-                asynchronous=constants.profile.overlaps,
-            )
             alike = repr(expert)
-            if alike not in step_times:
-                step_times[alike] = _build_step_time(experiment, expert, constants, limits)
+            if alike not in known:
+                known[alike] = _describe(experiment, expert, kv_capacity_tokens[name], constants_of)
+            limits, step_time = known[alike].limits, known[alike].step_time
             models += [
-                ReplicaModel(replica=f"{name}-{index}", expert=name, limits=limits, step_time=step_times[alike])
+                ReplicaModel(replica=f"{name}-{index}", expert=name, limits=limits, step_time=step_time)
                 for index in range(expert.replicas)
             ]
         built.append(models)
-    request_s = max(constants.profile.request_s for constants in constants_of.values())
+    request_s = max(serving.request_s for serving in known.values())
     service_s = 0.0 if experiment.router.policy == "none" else GATEWAY_SERVICE_S
     return Fleet(pools=built, gateway=GatewayModel(service_s=service_s, latency_s=request_s, rule=rule))
 
 
-def _build_step_time(
-    experiment: ExperimentConfig, expert: ExpertConfig, constants: Constants, limits: Limits
-) -> DecodeTimes:
-    roofline = Roofline(
-        expert.architecture,
-        dtype=expert.dtype,
-        quantization=expert.quantization,
-        tensor_parallel=expert.tensor_parallel,
+def _describe(
+    experiment: ExperimentConfig, expert: ExpertConfig, kv_capacity_tokens: int, constants_of: ConstantsOf
+) -> Serving:
+    """How an expert is served, with its model of step times ready for several levels."""
+    serving = describe_serving(
+        expert,
         gpu=experiment.cluster.gpu,
-        constants=constants,
-        is_eager=bool(expert.engine_args.get("enforce-eager") or expert.engine_args.get("enforce_eager")),
+        profile=experiment.engine.profile,
+        kv_capacity_tokens=kv_capacity_tokens,
+        constants=constants_of[expert.quantization, expert.kernel],
     )
-    return DecodeTimes(roofline, limits.kv_capacity_tokens)
+    return replace(serving, step_time=DecodeTimes(serving.step_time, kv_capacity_tokens))

@@ -102,7 +102,9 @@ def search_placements(
     num_nodes = experiment.placement.nodes or plan.num_nodes - experiment.load.nodes
     candidates, num_misfits = _list_candidates(experiment, num_nodes, gpus_per_node)
     point = choose_point(experiment)
-    asked = AskedSource(experiment, engine=plan.engine).draw(point)
+    points = list_load_points(experiment)
+    level = points.index(point) if point in points else 0
+    asked = AskedSource(experiment, engine=plan.engine).draw(point, level)
     tried: list[Placement] = []
     # Of as many GPUs the given one comes first: it must not go untried.
     for candidate in sorted(candidates, key=lambda candidate: (candidate.num_gpus, bool(candidate.overrides))):
@@ -195,8 +197,8 @@ def _quantize(expert: ExpertConfig, variant: str) -> ExpertConfig:
         return expert
     # vLLM's 4-bit kernels compute in float16.
     dtype = "float16" if variant in ("awq", "gptq") else _SIXTEEN_BIT
-    # Blocks that were counted are those of another model.
-    changed = replace(expert, dtype=dtype, kv_capacity_tokens=None)
+    # Blocks that were counted, and a kernel that was named, are those of another model.
+    changed = replace(expert, dtype=dtype, kv_capacity_tokens=None, kernel=None)
     return replace(changed, quantization=None if variant == UNQUANTIZED else variant)
 
 
@@ -247,7 +249,7 @@ def _choose_router(
 
 
 def _list_changes(name: str, given: ExpertConfig, changed: ExpertConfig) -> Iterator[str]:
-    for key in ("tensor_parallel", "replicas", "quantization", "dtype", "kv_capacity_tokens"):
+    for key in ("tensor_parallel", "replicas", "quantization", "kernel", "dtype", "kv_capacity_tokens"):
         value = getattr(changed, key)
         if value != getattr(given, key):
             yield f"experts.{name}.{key}={'null' if value is None else value}"

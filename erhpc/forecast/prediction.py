@@ -18,7 +18,7 @@ from erhpc.config import ExperimentConfig, SearchConfig
 from erhpc.errors import ConfigError, InputError
 from erhpc.forecast.causes import Cause, find_cause, find_knee
 from erhpc.forecast.demand import Asked, AskedSource
-from erhpc.forecast.fleet import Fleet, build_fleet, find_profile, list_constants
+from erhpc.forecast.fleet import Fleet, build_fleet, list_constants
 from erhpc.forecast.outcome import read_level
 from erhpc.forecast.routes import Routes, plan_routes
 from erhpc.plan.duration import LEVEL_OVERHEAD_S
@@ -100,7 +100,8 @@ def predict(plan: Plan, classifier: Classifier | None = None) -> Forecast:
         for constants_of in list_constants(experiment, experiment.predict.draws)
     ]
     played = [
-        _predict_level(experiment, point, source.draw(point), routes, fleets) for point in list_load_points(experiment)
+        _predict_level(experiment, point, source.draw(point, level), routes, fleets)
+        for level, point in enumerate(list_load_points(experiment))
     ]
     loads = [level.load for level, _ in played]
     knee = find_knee(loads, [level.row["output_tokens_per_s"] for level, _ in played])
@@ -112,7 +113,7 @@ def predict(plan: Plan, classifier: Classifier | None = None) -> Forecast:
     return Forecast(
         levels=levels,
         knee=knee,
-        profile=find_profile(experiment),
+        profile=experiment.engine.profile,
         sweep_s=sweep_s,
         gpu_hours=plan.num_gpus * sweep_s / 3600,
         notices=[*_note_spared(experiment), *routes.notices, *_note_lengths(experiment, source)],

@@ -115,6 +115,8 @@ def _note_differences(experiment: ExperimentConfig, classifier: Classifier | Non
         notices.append(f"{rule} among replicas is simulated as {BALANCERS[rule]}")
     if experiment.engine.prefix_caching:
         notices.append("hits of the prefix cache are not predicted: with them, first tokens come sooner")
+    if experiment.engine.faults or experiment.engine.speedup != 1:
+        notices.append("engine.faults and engine.speedup are not simulated: both are of emulated experts only")
     if not experiment.workload.ignore_eos:
         notices.append("answers are taken to be as long as they may (workload.ignore_eos=false)")
     if not experiment.workload.arrivals.is_open and experiment.workload.profile.kind != "flat":

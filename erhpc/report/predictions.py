@@ -40,8 +40,10 @@ def load_predictions(runs: Sequence[RunPaths]) -> pd.DataFrame | None:
 
 def match_predictions(levels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """The levels whose load was predicted, with what was predicted of each in columns that begin with PREFIX."""
-    known = {_key(row): row for row in predictions.to_dict("records")}
-    found = [known.get(_key(row)) for row in levels.to_dict("records")]
+    rows = predictions.to_dict("records")
+    # A search may come to a load at another level than the prediction; a sweep may repeat one.
+    known = {_key(row): row for row in rows} | {(*_key(row), row["level"]): row for row in rows}
+    found = [known.get((*_key(row), row["level"]), known.get(_key(row))) for row in levels.to_dict("records")]
     names = [
         name for column in COMPARED.values() for name in (column, name_bound(column, "low"), name_bound(column, "high"))
     ]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from erhpc.config import ArchitectureConfig
 from erhpc.errors import ConfigError
-from erhpc.twin.hardware import load_constants
+from erhpc.twin.hardware import Constants, load_constants
 from erhpc.twin.scheduler import Limits
 from erhpc.twin.step_time import Roofline, StepTime
 
@@ -62,16 +62,20 @@ class Serving:
     """Tokens per piece of a streamed answer; the first comes alone."""
 
 
-def describe_serving(expert: ServedExpert, *, gpu: str, profile: str, kv_capacity_tokens: int) -> Serving:
+def describe_serving(
+    expert: ServedExpert, *, gpu: str, profile: str, kv_capacity_tokens: int, constants: Constants | None = None
+) -> Serving:
     """How a replica of `expert` is served on `gpu` by an engine of that profile.
 
-    A profile whose host works ahead of the GPU schedules ahead, too, unless engine_args say otherwise.
+    A profile whose host works ahead of the GPU schedules ahead, too, unless engine_args say otherwise. `constants`,
+    drawn from the evidence, replaces what GPU, kernel and profile name.
 
     Raises:
         ConfigError: an unknown kernel, profile or GPU, a shape that is none, limits that contradict each other, or a
             flag whose value is none.
     """
-    constants = load_constants(gpu, quantization=expert.quantization, kernel=expert.kernel, profile=profile)
+    if constants is None:
+        constants = load_constants(gpu, quantization=expert.quantization, kernel=expert.kernel, profile=profile)
     flags = _normalise(expert.engine_args)
     step_time = Roofline(
         expert.architecture,

@@ -270,3 +270,20 @@ def test_an_artefact_for_other_experts_is_refused():
 def test_a_wrong_setting_is_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         PredictConfig(**settings)
+
+
+def test_levels_with_prompts_of_their_own_length_are_predicted_with_them():
+    told = forecast("llama3_70b_tp4", "workload.users=[4,4]", "workload.input_tokens_of_levels=[100,4000]")
+
+    short, long = (level.row for level in told.levels)
+    assert long["input_tokens_per_s"] > 10 * short["input_tokens_per_s"]
+    assert long["ttft_p50_s"] > 5 * short["ttft_p50_s"]
+
+
+def test_kernel_and_profile_are_those_of_the_experiment():
+    settings = ("llama3_70b_awq_tp2", "workload.users=[300]")
+    plain = forecast(*settings)
+    slow = forecast(*settings, "engine.profile=vllm-v0", *(f"experts.expert_{k}.kernel=awq_legacy" for k in range(4)))
+
+    assert (plain.profile, slow.profile) == ("vllm-v1-async", "vllm-v0")
+    assert slow.levels[0].row["output_tokens_per_s"] < 0.6 * plain.levels[0].row["output_tokens_per_s"]

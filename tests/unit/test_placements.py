@@ -117,3 +117,14 @@ def test_where_nothing_fits_the_error_says_what_to_change():
 def test_too_many_placements_are_refused_with_how_to_narrow_them():
     with pytest.raises(ConfigError, match=r"more than 400 placements\. Narrow"):
         search("mixed_8b_70b", "cluster.max_nodes=64", "placement.nodes=64")
+
+
+def test_another_quantisation_does_not_keep_the_kernel_of_the_given_one():
+    found = search(
+        "llama3_70b_awq_tp2", "predict.users=5", *(f"experts.expert_{k}.kernel=awq_legacy" for k in range(4))
+    )
+
+    other = next(placement for placement in found.placements if "fp8" in placement.name)
+    assert "experts.expert_0.kernel=null" in other.overrides
+    same = [placement for placement in found.placements if "awq" in placement.name]
+    assert not any("kernel" in override for placement in same for override in placement.overrides)
