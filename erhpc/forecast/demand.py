@@ -95,6 +95,8 @@ class AskedSource:
         self._count = _choose_counting(workload)
         self._template_tokens = TEMPLATE_TOKENS if engine == "vllm" and workload.api == "chat" else 0
         self._closed: dict[str, Asked] = {}
+        self.is_cut = False
+        """Whether a level drawn so far has more arrivals than MOST_ARRIVALS."""
         self.num_left_out = 0
         """Requests drawn so far that an expert would refuse: prompt and answer are longer than max_model_len."""
 
@@ -125,6 +127,7 @@ class AskedSource:
         ):
             arrivals.append(arrival)
             if len(arrivals) == MOST_ARRIVALS:
+                self.is_cut = True
                 break
         rows = []
         for arrival in arrivals:

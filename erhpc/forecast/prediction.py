@@ -17,7 +17,7 @@ import numpy as np
 from erhpc.config import ExperimentConfig, SearchConfig
 from erhpc.errors import ConfigError, InputError
 from erhpc.forecast.causes import Cause, find_cause, find_knee
-from erhpc.forecast.demand import Asked, AskedSource
+from erhpc.forecast.demand import MOST_ARRIVALS, Asked, AskedSource
 from erhpc.forecast.fleet import Fleet, build_fleet, list_constants
 from erhpc.forecast.outcome import read_level
 from erhpc.forecast.routes import Routes, plan_routes
@@ -116,7 +116,7 @@ def predict(plan: Plan, classifier: Classifier | None = None) -> Forecast:
         profile=experiment.engine.profile,
         sweep_s=sweep_s,
         gpu_hours=plan.num_gpus * sweep_s / 3600,
-        notices=[*_note_spared(experiment), *routes.notices, *_note_lengths(experiment, source)],
+        notices=[*_note_spared(experiment), *routes.notices, *_note_requests(experiment, source)],
     )
 
 
@@ -226,7 +226,9 @@ def _note_spared(experiment: ExperimentConfig) -> Iterator[str]:
         yield f"levels of more than {MOST_DRAWN_USERS:,} users have no interval"
 
 
-def _note_lengths(experiment: ExperimentConfig, source: AskedSource) -> Iterator[str]:
+def _note_requests(experiment: ExperimentConfig, source: AskedSource) -> Iterator[str]:
+    if source.is_cut:
+        yield f"of each level the first {MOST_ARRIVALS:,} arrivals are simulated: a backlog grows on after them"
     left_out = source.num_left_out
     if left_out:
         longest = min(expert.max_model_len for expert in experiment.experts.values())

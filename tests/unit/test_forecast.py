@@ -196,6 +196,7 @@ def test_an_open_loop_is_predicted_at_its_rates():
     calm, flooded = told.levels
     assert calm.row["output_tokens_per_s"] == pytest.approx(2 * 256, rel=0.15)
     assert flooded.row["requests_per_s"] < 100
+    assert any("first 4,000 arrivals" in notice for notice in told.notices)
     assert flooded.row["ttft_p50_s"] > 10 * calm.row["ttft_p50_s"]
 
 
