@@ -19,7 +19,7 @@ from rich.text import Text
 
 import erhpc
 from erhpc.composition import read_experiment
-from erhpc.config import ExpertConfig
+from erhpc.config import ExperimentConfig, ExpertConfig
 from erhpc.console import open_console
 from erhpc.errors import ConfigError, ErhpcError, InputError
 from erhpc.plan.gpus import find_gpu
@@ -49,6 +49,8 @@ class Served:
 
     experts: Mapping[str, ExpertConfig]
     gpu: str
+    profile: str
+    """Engine profile it was emulated or predicted with."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="folders of runs; for those of erhpc.load also what the server is: expert=llama3_8b cluster.gpu=h100_80 "
         "expert.tensor_parallel=1",
     )  # fmt: skip
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"to start from: name or file ({DEFAULT_PROFILE})")
+    parser.add_argument("--profile", help=f"to start from: name or file; that of the runs, else {DEFAULT_PROFILE}")
     parser.add_argument("--kernel", help="that multiplies the matrices; the default of the quantization")
     parser.add_argument("--output", metavar="FILE", type=Path, help="(engine_profile.toml of the first run)")
     return parser
@@ -92,8 +94,9 @@ def _calibrate(options: argparse.Namespace) -> int:
         for notice in found.notices:
             console.print(Text(f"! {run.root.name}: {notice}", style="yellow"))
     gpu, kernel = agree(served, options.kernel)
-    evidence = read_evidence_of(gpu, options.profile)
-    fit = fit_constants(rows, gpu=gpu, kernel=kernel, profile=options.profile, evidence=evidence)
+    profile = options.profile or served[0].profile
+    evidence = read_evidence_of(gpu, profile)
+    fit = fit_constants(rows, gpu=gpu, kernel=kernel, profile=profile, evidence=evidence)
     origin = Origin(
         kind=next((kind for kind in (PREDICTED, EMULATED) if kind in kinds), MEASURED),
         runs=[run.root.name for run in runs],
@@ -107,7 +110,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     console.print(draw_rows(fit))
     print(summarise(fit, origin))
     output = options.output or runs[0].engine_profile
-    write_atomically(output, write_profile(fit, options.profile, origin).encode())
+    write_atomically(output, write_profile(fit, profile, origin).encode())
     print(f"written to {output}; use it with engine.profile={output}")
     return 0
 
@@ -124,7 +127,7 @@ def find_served(run: RunPaths, overrides: Sequence[str]) -> Served:
         plan = plan_from_json(run.plan.read_bytes())
         if not plan.is_emulated and plan.experiment.engine.device != "cuda":
             raise ConfigError(f"{run.root} ran on {plan.experiment.engine.device}: the twin knows GPUs only.")
-        return Served(experts=plan.experiment.experts, gpu=plan.experiment.cluster.gpu)
+        return _describe(plan.experiment)
     if not run.records.exists():
         raise InputError(f"{run.root} holds no records. Give the folder of a run that has been started.")
     if not any(override.startswith("expert=") for override in overrides):
@@ -134,7 +137,11 @@ def find_served(run: RunPaths, overrides: Sequence[str]) -> Served:
         )
     given = [_to_override(override) for override in overrides]
     experiment = read_experiment([*given, "router=round_robin"])
-    return Served(experts=experiment.experts, gpu=experiment.cluster.gpu)
+    return _describe(experiment)
+
+
+def _describe(experiment: ExperimentConfig) -> Served:
+    return Served(experts=experiment.experts, gpu=experiment.cluster.gpu, profile=experiment.engine.profile)
 
 
 def _to_override(given: str) -> str:
@@ -147,8 +154,8 @@ def _to_override(given: str) -> str:
 def agree(served: Iterable[Served], kernel: str | None) -> tuple[str, str]:
     """The one GPU type and the one kernel of all runs. Raises ConfigError if they differ."""
     gpus = {find_gpu(one.gpu).name for one in served}
-    quantizations = {expert.quantization for one in served for expert in one.experts.values()}
-    kernels = {kernel} if kernel else {find_default_kernel(quantization) for quantization in quantizations}
+    experts = [expert for one in served for expert in one.experts.values()]
+    kernels = {kernel} if kernel else {one.kernel or find_default_kernel(one.quantization) for one in experts}
     for what, found in (("GPU types", gpus), ("kernels", kernels)):
         if len(found) > 1:
             raise ConfigError(

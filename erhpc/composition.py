@@ -101,6 +101,8 @@ def _anchor_paths(experiment: ExperimentConfig, folder: Path) -> None:
         router.artefact = str(folder / router.artefact)
     if router.embedding is not None:
         router.embedding = str(folder / router.embedding)
+    if experiment.engine.profile.endswith(".toml"):
+        experiment.engine.profile = str(folder / experiment.engine.profile)
     for expert in experiment.experts.values():
         if expert.weights is not None:
             expert.weights = str(folder / expert.weights)

@@ -75,7 +75,7 @@ def test_every_policy_is_a_choice_of_router_and_sets_both_levels_where_it_can():
         (["router.policy=fastest"], ["router.policy", "fastest", "cluster, round_robin"]),
         (["router=random", "router.overflow=next_nearest"], ["router.overflow=next_nearest", "router.policy=cluster"]),
         (["router=embedding"], ["router.method=embedding", "router.embedding=DIRECTORY"]),
-        (["router.overflow=wait"], ["router.overflow=wait", "none, next_nearest"]),
+        (["router.overflow=away"], ["router.overflow='away'", "none, wait, next_nearest"]),
         (["workload.users=[]"], ["workload.users", "[1,10,100]"]),
         (["router.default_expert=poet"], ["default_expert", "poet", "expert_0"]),
         (["cluster.ports=[9]"], ["cluster.ports", "[first,last]"]),
