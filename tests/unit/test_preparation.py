@@ -98,7 +98,7 @@ def test_an_embedding_that_is_not_there_is_found_before_the_run(tmp_path):
     [
         ("experts.expert_2.kernel=cutlass", "cutlass", "marlin"),
         ("engine.profile=sglang", "sglang", "vllm-v1-async"),
-        ("experts.expert_0.engine_args={stream-interval:often}", "often", "0, 1, 2"),
+        ("+experts.expert_0.engine_args={stream-interval:often}", "often", "0, 1, 2"),
     ],
 )
 def test_emulated_experts_that_the_twin_has_no_model_of_are_found_before_the_run(override, given, allowed):
