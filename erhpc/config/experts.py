@@ -102,7 +102,7 @@ class FaultConfig:
     replica: str | None = None
     """Name of a replica (math-0) or of an expert (math: all its replicas); null: every replica."""
     after_s: float = 0.0
-    """When it begins, seconds after the replica was loaded."""
+    """When it begins, seconds after the replica was loaded; a run waits until each replica has answered once."""
     duration_s: float | None = None
     """How long it lasts; null: to the end."""
     share: float = 1.0

@@ -18,6 +18,8 @@ from erhpc.results.paths import RunPaths
 from erhpc.results.store import read_levels, read_records
 from tests import runs
 from tests.bench.load.mock import NoCompiler, compile_mock, serving
+from tests.bench.twin.emulation import list_specs
+from tests.bench.twin.emulation import serving as emulated
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -51,6 +53,17 @@ def load(url, folder, *overrides, **options):
 
 def find_run(done):
     return runs.find_run(done.stdout)
+
+
+def test_an_emulated_expert_in_faster_time_gives_no_level_that_is_trusted(tmp_path):
+    specs = list_specs(1, speedup=20)
+    with emulated(specs, tmp_path):
+        done = load(f"http://127.0.0.1:{specs[0].port}", tmp_path, "users=[2]")
+
+    levels = read_levels(find_run(done).root)
+    assert set(levels["engine"]) == {"emulated"}
+    assert levels["valid"].tolist() == [False]
+    assert "rehearsal: the time of the emulated experts runs 20 times as fast" in levels["invalid_reasons"].iloc[0]
 
 
 def test_levels_of_users_are_measured_and_reported(tmp_path):

@@ -11,13 +11,13 @@ from erhpc.cluster.preparation import check_inputs, check_workload, describe_sou
 from erhpc.composition import compose_experiment, to_config
 from erhpc.config import ExperimentConfig, WorkloadConfig
 from erhpc.corpus.prompts import hash_source
-from erhpc.errors import InputError
+from erhpc.errors import ConfigError, InputError
 from erhpc.plan.building import build_plan
 from erhpc.plan.site import decide_setting
 from erhpc.routing.artefact import read_artefact, read_metadata
 from erhpc.routing.features import Reading
 from tests.fakes.embedding import write_embedding
-from tests.unit.experiments import LAPTOP
+from tests.unit.experiments import GPU_CLUSTER, LAPTOP, plan
 
 
 @pytest.fixture
@@ -91,3 +91,24 @@ def test_an_embedding_that_is_not_there_is_found_before_the_run(tmp_path):
 
     with pytest.raises(InputError, match=r"nowhere has no tokenizer\.json"):
         check_inputs(planned)
+
+
+@pytest.mark.parametrize(
+    ("override", "given", "allowed"),
+    [
+        ("experts.expert_2.kernel=cutlass", "cutlass", "marlin"),
+        ("engine.profile=sglang", "sglang", "vllm-v1-async"),
+        ("+experts.expert_0.engine_args={stream-interval:often}", "often", "0, 1, 2"),
+    ],
+)
+def test_emulated_experts_that_the_twin_has_no_model_of_are_found_before_the_run(override, given, allowed):
+    with pytest.raises(ConfigError) as caught:
+        check_inputs(plan("quickstart", override))
+
+    assert given in str(caught.value)
+    assert allowed in str(caught.value)
+
+
+def test_the_same_names_mean_nothing_to_vllm():
+    with pytest.raises(InputError, match="no vLLM interpreter"):
+        check_inputs(plan("llama3_70b_tp4", "engine.profile=sglang", site=GPU_CLUSTER))

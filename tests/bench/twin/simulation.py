@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,8 @@ from erhpc.plan.site import Site, decide_setting
 from erhpc.routing.artefact import read_artefact
 from erhpc.twin.decode_times import DecodeTimes
 from erhpc.twin.demand import ClosedLoop, Demand, GatewayModel, ReplicaModel
-from erhpc.twin.scheduler import Limits
+from erhpc.twin.serving import describe_serving
 from erhpc.twin.simulation import Prediction, simulate
-from erhpc.twin.step_time import Roofline
 from erhpc.workload.lengths import draw_tokens
 
 LEFT_OUT = ("vllm_cpu_tiny",)
@@ -113,21 +113,14 @@ def list_replicas(plan: Plan, *, asynchronous: bool) -> list[ReplicaModel]:
     models = []
     for replica in plan.replicas:
         expert = plan.experiment.experts[replica.expert]
-        limits = Limits(
-            max_num_seqs=expert.max_num_seqs,
-            max_num_batched_tokens=expert.max_num_batched_tokens,
-            max_model_len=expert.max_model_len,
-            kv_capacity_tokens=replica.memory.kv_capacity_tokens,
-            asynchronous=asynchronous,
-        )
-        roofline = Roofline(
-            expert.architecture,
-            dtype=expert.dtype,
-            quantization=expert.quantization,
-            tensor_parallel=expert.tensor_parallel,
+        serving = describe_serving(
+            expert,
             gpu=plan.experiment.cluster.gpu,
+            profile=plan.experiment.engine.profile,
+            kv_capacity_tokens=replica.memory.kv_capacity_tokens,
         )
-        step_time = step_times.setdefault(repr(expert), DecodeTimes(roofline, limits.kv_capacity_tokens))
+        limits = replace(serving.limits, asynchronous=asynchronous)
+        step_time = step_times.setdefault(repr(expert), DecodeTimes(serving.step_time, limits.kv_capacity_tokens))
         models.append(ReplicaModel(replica=replica.replica, expert=replica.expert, limits=limits, step_time=step_time))
     return models
 
