@@ -101,6 +101,8 @@ def _anchor_paths(experiment: ExperimentConfig, folder: Path) -> None:
         router.artefact = str(folder / router.artefact)
     if router.embedding is not None:
         router.embedding = str(folder / router.embedding)
+    if experiment.gateway.keys is not None:
+        experiment.gateway.keys = str(folder / experiment.gateway.keys)
     if experiment.engine.profile.endswith(".toml"):
         experiment.engine.profile = str(folder / experiment.engine.profile)
     for expert in experiment.experts.values():

@@ -76,6 +76,9 @@ def check_inputs(plan: Plan) -> None:
                 f"experts.{name}.weights={expert.weights} is no model directory (it has no config.json). "
                 "Give a directory with config.json, tokenizer and weights, or null for a synthetic one."
             )
+    keys = experiment.gateway.keys
+    if experiment.router.policy != "none" and keys is not None and not os.access(keys, os.R_OK):
+        raise InputError(f"gateway.keys={keys} cannot be read. Give a file of lines `NAME KEY`, or leave it out.")
     if experiment.router.policy == "cluster" and experiment.router.artefact is not None:
         _check_artefact(experiment, Path(experiment.router.artefact))
     if experiment.router.needs_embedding:

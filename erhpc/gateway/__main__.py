@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from erhpc.cluster import network
 from erhpc.composition import verb
 from erhpc.config import AUTO_MODEL, StandaloneGatewayConfig
 from erhpc.discovery import find_base_url, is_emulated, list_models
@@ -123,8 +124,11 @@ def read_token(name: str, path: str | None) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    """Whether only this machine reaches `host`, an address or a name."""
+    try:
+        return network.is_loopback(host)
+    except ValueError:
+        return host == "localhost"
 
 
 def take_experts(arguments: Sequence[str]) -> list[str]:

@@ -85,6 +85,17 @@ def test_a_run_fits_the_embedding_of_its_router(tmp_path):
     assert read_artefact(tmp_path / "router").vocabulary.find("What of?") == [5, 3, 6]
 
 
+def test_a_file_of_keys_that_is_not_there_is_found_before_the_run_near_whoever_named_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planned = plan("quickstart", "router=round_robin", "gateway.keys=mine.keys")
+
+    with pytest.raises(InputError, match=f"gateway.keys={tmp_path}/mine.keys cannot be read"):
+        check_inputs(planned)
+
+    (tmp_path / "mine.keys").write_text("ann for-ann\n")
+    check_inputs(planned)
+
+
 def test_an_embedding_that_is_not_there_is_found_before_the_run(tmp_path):
     experiment = compose_embedding(tmp_path / "nowhere")
     planned = build_plan(experiment, decide_setting(experiment, LAPTOP), python="python")
