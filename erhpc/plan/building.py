@@ -213,5 +213,6 @@ def _count_cpus(
     # Levels run one after the other, so the first one's clients count for all.
     per_node: Counter[int] = Counter()
     for process in processes:
-        per_node[process.node] += process.level in (None, 0) and process.kind != "calibration"
+        if process.level in (None, 0) and process.kind != "calibration":
+            per_node[process.node] += experiment.gateway.processes if process.kind == "gateway" else 1
     return max(CPUS_PER_GPU * gpus_per_node if setting.requests_gpus else 0, *per_node.values())

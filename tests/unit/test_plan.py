@@ -407,3 +407,9 @@ def test_emulated_experts_gain_nothing_by_affinity_whatever_is_set():
     (notice,) = find_affinity(plan("llama3_70b_tp4", *PREFIXES, "engine.prefix_caching=true"))
 
     assert "emulated experts have no prefix cache" in notice
+
+
+def test_each_process_of_the_gateway_is_given_a_core():
+    one, four = (plan("quickstart", f"gateway.processes={number}") for number in (1, 4))
+
+    assert four.cpus_per_node == one.cpus_per_node + 3
