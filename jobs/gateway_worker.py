@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -20,6 +21,10 @@ from erhpc.plan.specs import GatewaySpec
 from erhpc.routing.artefact import read_artefact
 from jobs.process import read_key, read_spec, report_errors, run_until_stopped
 
+GC_THRESHOLD = 20_000
+"""Objects made between two looks for cycles, of which requests make none: with Python's 700 a look comes every few
+requests, and one in a hundred goes through all that was loaded at the start and holds up every stream meanwhile."""
+
 
 async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
     """Serve until `stop`, or until the process that started this one is gone."""
@@ -30,6 +35,9 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
     key = read_key(spec.key_file)
     expert_key = key if spec.expert_key_file is None else read_key(spec.expert_key_file or None)
     async with serve(spec, classifier=classifier, key=key, expert_key=expert_key, shared=shared, row=arguments.worker):
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         await stop.wait()
 
 

@@ -11,7 +11,7 @@ from erhpc.gateway.caller import Caller
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.upstream import UpstreamPool
 
-WATCH_S = 0.25
+WATCH_S = 0.5
 """How often limits of time are looked at, so that no request has to set a timer."""
 
 

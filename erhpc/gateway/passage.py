@@ -17,7 +17,7 @@ from erhpc.gateway.desk import Desk, Flight, Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
 from erhpc.gateway.relay import EVENT_STREAM, MAX_WHOLE_BYTES, PASSED_HEADERS, judge_status
 from erhpc.gateway.retries import is_retried
-from erhpc.gateway.upstream import Upstream, UpstreamPool
+from erhpc.gateway.upstream import Sink, Upstream, UpstreamPool
 from erhpc.http1.framing import ChunkedFraming
 from erhpc.http1.head import ResponseHead
 
@@ -42,7 +42,6 @@ class Passage:
     """
 
     __slots__ = (
-        "_before_last",
         "_began_ns",
         "_caller",
         "_connecting",
@@ -59,9 +58,7 @@ class Passage:
         "_kept",
         "_kept_bytes",
         "_key",
-        "_last",
         "_limits",
-        "_num_pieces",
         "_pools",
         "_silent_since_s",
         "_streams",
@@ -90,14 +87,11 @@ class Passage:
         self._connecting: asyncio.Task[None] | None = None
         self._head = b""
         """Of the response to the client, until it has been written."""
-        self._last = self._before_last = b""
-        """The pieces that came last: what an answer used is said at its end."""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._streams = False
         self._is_open_ended = False
         self._has_written = self._is_over = self._is_paused = self._is_reused = False
-        self._num_pieces = 0
         self._silent_since_s: float | None = None
 
     def start(self) -> None:
@@ -132,11 +126,11 @@ class Passage:
     def check_silence(self, now_s: float) -> None:
         """Give the replica up if nothing has come for idle_timeout_s; called every second or so."""
         upstream = self._upstream
-        num_pieces = upstream.num_pieces if upstream is not None else 0
-        if num_pieces != self._num_pieces or self._silent_since_s is None or self._is_paused:
-            if num_pieces != self._num_pieces:
-                self._forward.replica.note_heard(round(now_s * 1e9))
-            self._num_pieces, self._silent_since_s = num_pieces, now_s
+        hears = upstream is not None and upstream.hears()
+        if hears:
+            self._forward.replica.note_heard(round(now_s * 1e9))
+        if hears or self._silent_since_s is None or self._is_paused:
+            self._silent_since_s = now_s
         elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
             self._fail(silent(self._forward.replica.name, self._limits.idle_timeout_s))
 
@@ -155,27 +149,31 @@ class Passage:
 
     def take(self, data: bytes, *, is_over: bool) -> None:
         """See `Listener.take`."""
+        tail = b""
         if is_over:
             # Before writing, which may fill the client's buffers: the connection is another's now and must not pause.
-            self._upstream = None
+            upstream, self._upstream = self._upstream, None
+            tail = upstream.tail if upstream is not None else b""
         if self._has_written:
             self._caller.write(data)
-            if is_over:
-                self._last += data  # which may be no more than the end of the chunks
-            else:
-                self._before_last, self._last = self._last, data
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
             self._has_written = True
-            self._last = b"".join((*self._kept, data))
-            self._caller.write(self._head + self._last)
+            whole = b"".join((*self._kept, data))
+            self._caller.write(self._head + whole)
             if self._streams:
                 self._desk.metrics.first_write.add(time.perf_counter_ns() - self._head_ns)
+            tail = tail and whole
         else:
             self._kept.append(data)
             self._kept_bytes += len(data)
         if is_over:
-            self._note_usage(self._before_last + self._last)
+            self._note_usage(tail)
             self._finish(keeps_alive=not self._is_open_ended)
+
+    @property
+    def sink(self) -> Sink | None:
+        """See `Listener.sink`."""
+        return self._caller.write if self._streams and self._has_written else None
 
     def _note_usage(self, tail: bytes) -> None:
         """Count the tokens if the end of the answer tells them."""

@@ -20,12 +20,24 @@ from erhpc.plan.protocol import KEEP_ALIVE_S
 
 MAX_INTERIM = 16
 """Interim heads (1xx) before the real one."""
+MIN_WHOLE_BYTES = 64
+"""Pieces shorter than this are looked at: the last chunk, and those that tell nothing of what was used."""
+MAX_WHOLE_BYTES = 4096
+TAIL_BYTES = 4096
+"""Kept of the end of a body."""
 
 Clock = Callable[[], float]
 
 
+Sink = Callable[[bytes], None]
+
+
 class Listener(Protocol):
     """Whoever waits for a response."""
+
+    @property
+    def sink(self) -> Sink | None:
+        """What takes the chunks that follow in place of `take`, framed as they are; None if they are to be told."""
 
     def begin(self, head: ResponseHead) -> None:
         """The head of the response has come."""
@@ -37,13 +49,29 @@ class Listener(Protocol):
         """The connection is lost, or what came is no HTTP; nothing more will come."""
 
 
+def _start_chunks() -> list[bytes]:
+    """How a piece of each length begins if it is one whole chunk; where none is that long, what nothing begins with."""
+    starts = [bytes(MAX_WHOLE_BYTES)] * MAX_WHOLE_BYTES
+    for size in range(1, MAX_WHOLE_BYTES):
+        start = b"%x\r\n" % size
+        if (num_bytes := len(start) + size + 2) < MAX_WHOLE_BYTES:
+            starts[num_bytes] = start
+    return starts
+
+
+_STARTS = _start_chunks()
+
+
 class Upstream(asyncio.Protocol):
     """One connection to a replica."""
 
     __slots__ = (
         "_head_bytes",
+        "_known",
         "_num_interim",
+        "_num_pieces",
         "_pool",
+        "_sink",
         "_transport",
         "framing",
         "has_begun",
@@ -51,13 +79,14 @@ class Upstream(asyncio.Protocol):
         "idle_since_s",
         "is_open",
         "listener",
-        "num_pieces",
+        "tail",
     )
 
     def __init__(self, pool: UpstreamPool) -> None:
         self._pool = pool
         self.is_open = True
         self.listener: Listener | None = None
+        self._sink: Sink | None = None
         self.idle_since_s = 0.0
 
     def connection_made(self, transport: Any) -> None:
@@ -71,19 +100,45 @@ class Upstream(asyncio.Protocol):
         self.framing: ChunkedFraming | LengthFraming | OpenFraming | None = None
         self.has_begun = False
         """Whether any byte of the response has come."""
-        self.num_pieces = 0
+        self.tail = b""
+        """The end of what came of the body: an answer tells there what it used."""
+        self._sink = None
+        """Takes whole chunks as they are; None: what comes next must be looked at."""
+        self._num_pieces = 0
+        self._known: tuple[int, bytes] = (0, b"")
         self._head_bytes = b""
         self._num_interim = 0
         self._transport.write(request)
 
+    def hears(self) -> bool:
+        """Whether anything has come since this was last asked."""
+        before, self._known = self._known, (self._num_pieces, self.tail)
+        return before[0] != self._known[0] or before[1] is not self._known[1]
+
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        sink = self._sink
+        if sink is not None:
+            # A thousand streams are too many for the caches of a core: what is done per token must touch little.
+            num_bytes = len(data)
+            if (
+                MIN_WHOLE_BYTES <= num_bytes < MAX_WHOLE_BYTES
+                and data.startswith(_STARTS[num_bytes])
+                and data.endswith(b"\r\n")
+            ):
+                self.tail = data
+                sink(data)
+                return
+        self._look(data)
+
+    def _look(self, data: bytes) -> None:
+        """Take what may be anything."""
         listener = self.listener
         if listener is None:
             self.abort()  # nobody asked
             return
         self.has_begun = True
-        self.num_pieces += 1
+        self._num_pieces += 1
         try:
             framing = self.framing
             if framing is None:
@@ -95,10 +150,14 @@ class Upstream(asyncio.Protocol):
         except (HeadError, BodyError) as error:
             self._break(f"sent what is no HTTP: {error}")
             return
+        self.tail = (self.tail + data[:num_bytes])[-TAIL_BYTES:]
         if framing.is_over:
             self._end(listener, data, num_bytes)
         elif data:
             listener.take(data, is_over=False)
+            if self.listener is listener:
+                is_aligned = isinstance(framing, ChunkedFraming) and framing.is_between_chunks
+                self._sink = listener.sink if is_aligned else None
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -123,7 +182,7 @@ class Upstream(asyncio.Protocol):
 
     def abort(self) -> None:
         """Give the connection up, and whatever the replica does for it."""
-        self.listener = None
+        self.listener = self._sink = None
         if self.is_open:
             self.is_open = False
             self._transport.abort()
@@ -146,7 +205,7 @@ class Upstream(asyncio.Protocol):
         return b""
 
     def _end(self, listener: Listener, data: bytes, num_bytes: int) -> None:
-        self.listener = None
+        self.listener = self._sink = None
         is_clean = num_bytes == len(data) and self.head is not None and self.head.keeps_alive
         if is_clean and self._transport.get_write_buffer_size() == 0:
             self._pool.keep(self)
@@ -155,7 +214,7 @@ class Upstream(asyncio.Protocol):
         listener.take(data[:num_bytes], is_over=True)
 
     def _break(self, reason: str) -> None:
-        listener, self.listener = self.listener, None
+        listener = self.listener
         self.abort()
         if listener is not None:
             listener.break_off(reason)
