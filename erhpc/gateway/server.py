@@ -16,7 +16,7 @@ from aiohttp import web
 
 from erhpc.errors import InputError, ProcessError
 from erhpc.gateway.app import LOGGER, Gateway, refuse_expectations
-from erhpc.gateway.caller import KEEP_ALIVE_S
+from erhpc.gateway.caller import KEEP_ALIVE_S, REQUEST_TIMEOUT_S
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import Front
 from erhpc.gateway.keys import KeyRing, follow
@@ -107,6 +107,7 @@ async def _run_app(gateway: Gateway, desk: Desk) -> AsyncIterator[Callable[[], a
         logger=LOGGER,
         handler_cancellation=True,
         keepalive_timeout=KEEP_ALIVE_S,
+        lingering_time=REQUEST_TIMEOUT_S,  # a client that is sending what was refused would not see why
         shutdown_timeout=STOP_TIMEOUT_S,
     )
     await runner.setup()
