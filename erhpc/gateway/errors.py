@@ -14,6 +14,8 @@ from aiohttp import web
 
 LOCAL_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """Failures to connect that say nothing about the replica."""
+MAX_SHOWN_CHARS = 100
+"""Of what a client sent, in an error: a name may be as long as a body."""
 RETRY_AFTER_S = 1
 """When a client that was turned away may come back."""
 
@@ -147,7 +149,8 @@ def too_many_of_key(limit: int) -> ApiError:
 
 def unknown_model(model: str, allowed: Iterable[str]) -> ApiError:
     """404: the request names a model that is not served here."""
-    message = f"The model {model!r} does not exist. Allowed: {', '.join(allowed)}."
+    shown = model if len(model) <= MAX_SHOWN_CHARS else model[:MAX_SHOWN_CHARS] + "..."
+    message = f"The model {shown!r} does not exist. Allowed: {', '.join(allowed)}."
     return ApiError(404, message, code="model_not_found", param="model")
 
 

@@ -586,6 +586,29 @@ async def test_a_body_of_100_mb_is_refused_before_it_is_kept(relay, framing):
         assert (await house.gate.outcomes())["refused"] == 1
 
 
+# Bodies that would take long to read
+
+CROWDED = {
+    "lists of tokens": ("/v1/completions", b'{"model":"auto","prompt":[' + b"[1]," * 2_000_000 + b"1]}"),
+    "parts": (CHAT, b'{"model":"auto","messages":[{"role":"user","content":[' + b"{}," * 2_500_000 + b"{}]}]}"),
+    "inputs": ("/v1/embeddings", b'{"model":"auto","input":[' + b"[1]," * 2_000_000 + b"1]}"),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+@on_uvloop
+async def test_a_body_that_would_hold_all_others_up_is_refused_and_they_are_answered(relay, name):
+    path, body = CROWDED[name]
+    async with housing(relay) as house:
+        hostile, *others = await asyncio.gather(
+            house.gate.ask(request(body, path)), *(house.gate.ask(request(ASKED)) for _ in range(20))
+        )
+        assert hostile[0].startswith(b"HTTP/1.1 400 ")
+        assert b"holds too much" in hostile[1]
+        assert {body for _, body in others} == {JSON}
+        assert await house.gate.outcomes() == {"refused": 1, "ok": 20}
+
+
 # What is kept
 
 
