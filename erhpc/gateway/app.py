@@ -6,13 +6,11 @@ It knows neither how a replica is chosen (`desk`) nor how bytes reach it (`relay
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
 import aiohttp
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
 from erhpc.gateway.answers import find_usage
@@ -43,19 +41,6 @@ OTHER_PATHS = (
     "/tokenize", "/detokenize", "/score", "/rerank", "/classify", "/pooling",
 )  # fmt: skip
 """Routes of OpenAI and vLLM that ask a model something; what changes a server (/v1/load_lora_adapter) is not passed."""
-
-
-LOGGER = logging.getLogger("erhpc.gateway")
-"""For aiohttp: what it has to say of requests that the gateway does not take itself."""
-
-
-def is_own_fault(record: logging.LogRecord) -> bool:
-    """Whether `record` tells of more than a client's bad request, each of which would fill the log with a traceback."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
-
-
-LOGGER.addFilter(is_own_fault)
 
 
 class Gateway:

@@ -151,8 +151,11 @@ class Caller(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._read)
 
     def close(self) -> None:
-        """End the connection and the request on it."""
-        self._transport.abort()
+        """End the connection and the request on it; a refusal that was written is still sent."""
+        if self._passage is None:
+            self._transport.close()
+        else:
+            self._transport.abort()
 
     def check_times(self, now_s: float) -> None:
         """Close a connection that is idle, or slow to send a request, for too long, or that the client has closed."""

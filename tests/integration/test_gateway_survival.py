@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import json
 import logging
 import os
 import random
@@ -206,9 +207,9 @@ async def test_a_replica_is_let_go_as_soon_as_its_client_leaves(relay):
 )
 async def test_what_can_never_become_a_request_is_answered_400_at_once(relay, data):
     async with housing(relay) as house:
-        head, _ = await asyncio.wait_for(house.gate.ask(data), 5)
-        assert head.split(b" ")[1] == b"400"
+        check_is_400(*await asyncio.wait_for(house.gate.ask(data), 5))
         assert house.replica.num_connections == 0
+        assert await house.gate.outcomes() == {"refused": 1}
 
 
 # Framing
@@ -289,6 +290,16 @@ REFUSED = {
 }
 
 
+def check_is_400(head: bytes, body: bytes) -> None:
+    """A refusal in OpenAI's shape."""
+    assert head.split(b" ")[1] == b"400"
+    fields = head.lower()
+    assert b"content-type: application/json" in fields
+    assert b"x-request-id: " in fields
+    assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
 def count_smuggled(replica: CountingReplica) -> int:
     """Requests that the replica was sent as if a client had asked for them."""
     return sum(b'"content": "smuggled"' in body for body in replica.bodies)
@@ -297,8 +308,7 @@ def count_smuggled(replica: CountingReplica) -> int:
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_hidden_in_it_reaches_a_replica(relay, name):
     async with housing(relay) as house:
-        head, _ = await asyncio.wait_for(house.gate.ask(REFUSED[name]), 5)
-        assert head.split(b" ")[1] == b"400"
+        check_is_400(*await asyncio.wait_for(house.gate.ask(REFUSED[name]), 5))
         assert (await house.gate.ask(request(ASKED)))[0].startswith(b"HTTP/1.1 200 ")
         assert (house.replica.num_requests, count_smuggled(house.replica), house.replica.strange) == (1, 0, [])
 
