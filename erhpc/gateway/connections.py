@@ -54,6 +54,7 @@ class Connection(web.RequestHandler):
             keepalive_timeout=keep_alive_s,
             access_log=None,  # type: ignore[arg-type] # as web.AppRunner takes it
             logger=LOGGER,
+            auto_decompress=False,  # it knows no limit: a thousandth of what a body holds may arrive
         )
         self._note = note
 
