@@ -24,8 +24,9 @@ import msgspec
 from erhpc.cluster.process import ChildProcess
 from erhpc.config import EngineConfig, LoadTestConfig
 from erhpc.discovery import find_base_url, is_emulated, list_models
-from erhpc.errors import ConfigError, InputError, ProcessError
+from erhpc.errors import ConfigError, ProcessError
 from erhpc.experts.engine_log import first_error
+from erhpc.key_file import read_key_file
 from erhpc.load.calibrating import read_capacity
 from erhpc.load.conductor import Conductor
 from erhpc.load.messages import encode_line, parse_report
@@ -81,10 +82,7 @@ def read_api_key(config: LoadTestConfig) -> str | None:
     """The bearer token: the file that `key` names, else $OPENAI_API_KEY, else none. Raises InputError."""
     if config.key is None:
         return os.environ.get("OPENAI_API_KEY") or None
-    try:
-        return Path(config.key).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InputError(f"key={config.key} cannot be read: {error.strerror}. Give a file with the token.") from error
+    return read_key_file("key", config.key)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from erhpc.client.selection import make_client
+from erhpc.key_file import read_key_file
 from erhpc.load.messages import Command, Report, encode_line, parse_command
 from erhpc.load.worker import Worker
 from erhpc.plan.protocol import API_PATHS
@@ -23,7 +24,7 @@ from erhpc.plan.specs import ClientSpec
 from erhpc.results.store import write_part
 from erhpc.workload.pool import build_pool
 from erhpc.workload.traces import read_trace
-from jobs.process import read_key, run_job
+from jobs.process import run_job
 
 
 async def run(spec: ClientSpec, stop: asyncio.Event) -> None:
@@ -34,7 +35,7 @@ async def run(spec: ClientSpec, stop: asyncio.Event) -> None:
     url = spec.url.rstrip("/") + API_PATHS[workload.api]
     commands: asyncio.Queue[Command | None] = asyncio.Queue()
     reading = asyncio.create_task(read_commands(commands))
-    async with make_client(url, workload, spec.load, read_key(spec.key_file)) as client:
+    async with make_client(url, workload, spec.load, read_key_file("key_file", spec.key_file)) as client:
         part = await Worker(spec, client, pool, trace, report=print_report).run(commands, stop)
     reading.cancel()
     # Here rather than after the loop: its signal handlers protect the writing from a second TERM.

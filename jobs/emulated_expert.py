@@ -7,13 +7,14 @@ import sys
 
 from erhpc.experts.emulated import EmulatedExpert
 from erhpc.experts.emulated_serving import serve_as
+from erhpc.key_file import read_key_file
 from erhpc.plan.specs import EmulatedExpertsSpec
-from jobs.process import read_key, run_job
+from jobs.process import run_job
 
 
 async def run(spec: EmulatedExpertsSpec, stop: asyncio.Event) -> None:
     """Serve until `stop`; the end of one replica is the end of all."""
-    experts = [EmulatedExpert(one, serve_as(one), key=read_key(one.key_file)) for one in spec.experts]
+    experts = [EmulatedExpert(one, serve_as(one), key=read_key_file("key_file", one.key_file)) for one in spec.experts]
     try:
         for expert in experts:
             await expert.start()

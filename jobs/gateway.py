@@ -11,14 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from erhpc.gateway.supervisor import supervise
+from erhpc.key_file import read_key_file
 from erhpc.plan.specs import GatewaySpec
-from jobs.process import parse_spec_path, read_key, read_spec, report_errors, run_until_stopped
+from jobs.process import parse_spec_path, read_spec, report_errors, run_until_stopped
 
 
 async def run(spec: GatewaySpec, path: Path, stop: asyncio.Event) -> None:
     """Serve until `stop`."""
 
-    async with supervise(spec, path, key=read_key(spec.key_file)) as places:
+    async with supervise(spec, path, key=read_key_file("key_file", spec.key_file)) as places:
         print(f"gateway: listening on {places.url}\ngateway: status on {places.status_url}/status", flush=True)
         await stop.wait()
 

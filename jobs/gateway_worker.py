@@ -17,9 +17,10 @@ from pathlib import Path
 
 from erhpc.gateway.server import serve
 from erhpc.gateway.shared import Shared
+from erhpc.key_file import read_key_file
 from erhpc.plan.specs import GatewaySpec
 from erhpc.routing.artefact import read_artefact
-from jobs.process import read_key, read_spec, report_errors, run_until_stopped
+from jobs.process import read_spec, report_errors, run_until_stopped
 
 GC_THRESHOLD = 20_000
 """Objects made between two looks for cycles, of which requests make none: with Python's 700 a look comes every few
@@ -32,8 +33,8 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
     shared = Shared(spec.endpoints, num_workers=spec.limits.processes, descriptor=arguments.memory)
     classifier = read_artefact(Path(spec.artefact)) if spec.artefact else None
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _read_end, stop)
-    key = read_key(spec.key_file)
-    expert_key = key if spec.expert_key_file is None else read_key(spec.expert_key_file or None)
+    key = read_key_file("key_file", spec.key_file)
+    expert_key = key if spec.expert_key_file is None else read_key_file("expert_key_file", spec.expert_key_file or None)
     async with serve(spec, classifier=classifier, key=key, expert_key=expert_key, shared=shared, row=arguments.worker):
         gc.collect()
         gc.freeze()

@@ -78,23 +78,6 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
         ) from error
 
 
-def read_key(path: str | None) -> str | None:
-    """The bearer token in `path`, None if there is no path.
-
-    Raises:
-        InputError: the file is unreadable or empty: no server may stand open by accident.
-    """
-    if path is None:
-        return None
-    try:
-        key = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InputError(f"key_file={path} cannot be read: {error.strerror}. Give a file with the key.") from error
-    if not key:
-        raise InputError(f"key_file={path} is empty. It must hold the key of the run.")
-    return key
-
-
 def raise_file_limit() -> None:
     """Allow as many open files as the system lets us: every stream takes a socket or two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -19,8 +19,9 @@ from erhpc.cluster import network
 from erhpc.composition import verb
 from erhpc.config import AUTO_MODEL, StandaloneGatewayConfig
 from erhpc.discovery import find_base_url, is_emulated, list_models
-from erhpc.errors import ConfigError, InputError, ProcessError
+from erhpc.errors import ConfigError, ProcessError
 from erhpc.gateway.supervisor import supervise
+from erhpc.key_file import read_key_file
 from erhpc.plan.specs import Endpoint, GatewaySpec
 from erhpc.standalone import stop_on_signals
 
@@ -47,7 +48,7 @@ async def _serve(config: StandaloneGatewayConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="erhpc-gateway-") as folder:
         path = Path(folder) / "spec.json"
         path.write_bytes(msgspec.json.encode(spec))
-        async with supervise(spec, path, key=read_token("key", config.key)) as places:
+        async with supervise(spec, path, key=read_key_file("key", config.key)) as places:
             print(f"gateway: {places.url}/v1", flush=True)
             for endpoint in spec.endpoints:
                 print(f"  {endpoint.expert}: {endpoint.url} ({endpoint.model})")
@@ -64,7 +65,7 @@ async def build_spec(config: StandaloneGatewayConfig) -> GatewaySpec:
         ConfigError: a server cannot be asked or has no model, or a name cannot be that of an expert.
         InputError: a file with a key cannot be read.
     """
-    token = read_token("expert_key", config.expert_key)
+    token = read_key_file("expert_key", config.expert_key)
     endpoints: list[Endpoint] = []
     models: list[dict[str, str]] = []
     for given in config.experts:
@@ -108,19 +109,6 @@ async def _ask(url: str, token: str | None) -> dict[str, str]:
     if not found:
         raise ConfigError(f"experts={url}: /v1/models lists no model. If the server needs a key, give expert_key=FILE.")
     return found
-
-
-def read_token(name: str, path: str | None) -> str | None:
-    """The bearer token in a file, None without one. Raises InputError if it cannot be read or is empty."""
-    if path is None:
-        return None
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InputError(f"{name}={path} cannot be read: {error.strerror}. Give a file with the token.") from error
-    if not token:
-        raise InputError(f"{name}={path} is empty. Give a file with the token.")
-    return token
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ admitted are answered as fast as ever, and the others learn at once that they mu
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -58,6 +59,10 @@ class Ticket:
         self._on_change()
 
 
+def _allow_none() -> int:
+    return 0
+
+
 class Admission:
     """Places for `find_limit()` requests, and a queue of `max_queued` that wait `queue_timeout_s` at most.
 
@@ -86,7 +91,7 @@ class Admission:
         """A ticket, admitted at once or waiting; then `on_change` tells when it is admitted, or has expired.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or closed.
         """
         ticket = Ticket(self, on_change, now_s)
         num_waiting = self.waiting.value
@@ -107,6 +112,11 @@ class Admission:
             if ticket.turn is Turn.WAITING:
                 self.waiting.add(-1)
                 ticket.change(Turn.EXPIRED)
+
+    def close(self) -> None:
+        """Turn away everyone who waits, and whoever asks from now on; places that are held stay so."""
+        self._find_limit, self._max_queued = _allow_none, 0
+        self.expire(math.inf)
 
     def note_leave(self, turn: Turn) -> None:
         """A ticket that stood at `turn` is over: its place is another's."""

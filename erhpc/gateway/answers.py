@@ -41,7 +41,7 @@ def build_head(status: int, headers: Mapping[str, str]) -> bytes:
 def build_error(error: ApiError, headers: Mapping[str, str]) -> bytes:
     """The whole response that says `error`."""
     body = error.body
-    own = {"content-type": "application/json; charset=utf-8", "content-length": str(len(body))}
+    own = {"content-type": "application/json", "content-length": str(len(body))}
     return build_head(error.status, {**error.headers, **headers, **own}) + b"\r\n" + body
 
 

@@ -6,19 +6,19 @@ It knows neither how a replica is chosen (`desk`) nor how bytes reach it (`relay
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 
 import aiohttp
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
 from erhpc.gateway.answers import find_usage
 from erhpc.gateway.caller import REQUEST_TIMEOUT_S
 from erhpc.gateway.desk import REQUEST_ID, Desk, Forward
 from erhpc.gateway.errors import (
+    MAX_SHOWN_CHARS,
     ApiError,
     Outcome,
     ReplicaError,
@@ -43,19 +43,6 @@ OTHER_PATHS = (
     "/tokenize", "/detokenize", "/score", "/rerank", "/classify", "/pooling",
 )  # fmt: skip
 """Routes of OpenAI and vLLM that ask a model something; what changes a server (/v1/load_lora_adapter) is not passed."""
-
-
-LOGGER = logging.getLogger("erhpc.gateway")
-"""For aiohttp: what it has to say of requests that the gateway does not take itself."""
-
-
-def is_own_fault(record: logging.LogRecord) -> bool:
-    """Whether `record` tells of more than a client's bad request, each of which would fill the log with a traceback."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
-
-
-LOGGER.addFilter(is_own_fault)
 
 
 class Gateway:
@@ -253,4 +240,27 @@ async def read_body(request: web.Request, max_body_bytes: int) -> bytes:
         raise ApiError(400, "The body is cut short or not encoded as its headers say.") from error
     if len(body) > max_body_bytes:
         raise too_long(max_body_bytes)
-    return body
+    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    return body if coding == "identity" else decode_content(body, coding, max_body_bytes)
+
+
+def decode_content(body: bytes, coding: str, max_body_bytes: int) -> bytes:
+    """What `body` was before it was encoded; no more than is allowed is ever made of it.
+
+    Raises ApiError 413 if it is longer, 400 if it is not encoded so, or in another way than gzip and deflate.
+    """
+    if coding not in ("gzip", "deflate"):
+        raise ApiError(
+            400, f"The body is encoded as {coding[:MAX_SHOWN_CHARS]!r}. Allowed: gzip, deflate, or not at all."
+        )
+    is_bare = coding == "deflate" and body[:1] and body[0] & 0x0F != zlib.DEFLATED
+    decoder = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
+    try:
+        decoded = decoder.decompress(body, max_body_bytes + 1)
+    except zlib.error as error:
+        raise ApiError(400, "The body is not encoded as its headers say.") from error
+    if len(decoded) > max_body_bytes:
+        raise too_long(max_body_bytes)
+    if not decoder.eof or decoder.unused_data:
+        raise ApiError(400, "The body is cut short, or more than what its headers say.")
+    return decoded

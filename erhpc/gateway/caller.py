@@ -151,8 +151,11 @@ class Caller(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._read)
 
     def close(self) -> None:
-        """End the connection and the request on it."""
-        self._transport.abort()
+        """End the connection and the request on it; a refusal that was written is still sent."""
+        if self._passage is None:
+            self._transport.close()
+        else:
+            self._transport.abort()
 
     def check_times(self, now_s: float) -> None:
         """Close a connection that is idle, or slow to send a request, for too long, or that the client has closed."""
@@ -180,6 +183,18 @@ class Caller(asyncio.Protocol):
             del self._buffer[: head.length_bytes]
             self._head, self._since_s = None, None
             self._answer(head, body)
+            if self._buffer and self._passage is None and not self._is_waiting:
+                # A refusal takes little, but thousands that came at once would hold all others up.
+                if not self._is_paused:
+                    self._is_paused = True
+                    self._transport.pause_reading()
+                asyncio.get_running_loop().call_soon(self._read_on)
+                return
+
+    def _read_on(self) -> None:
+        if not self._transport.is_closing():
+            self._resume()
+            self._read()
 
     def _read_head(self) -> bool:
         """Take the head of a request; False if it is not complete, or aiohttp has the connection now."""

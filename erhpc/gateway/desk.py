@@ -165,6 +165,11 @@ class Desk:
             admission.expire(now_s)
             admission.admit()
 
+    def turn_away(self) -> None:
+        """Refuse the requests that wait for anything, and all that come from now on: the gateway is about to stop."""
+        for admission in (self.admission, *self._queues.values()):
+            admission.close()
+
     @property
     def has_waiting(self) -> bool:
         """Whether a request of this process waits for anything."""

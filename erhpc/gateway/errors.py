@@ -14,6 +14,8 @@ from aiohttp import web
 
 LOCAL_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """Failures to connect that say nothing about the replica."""
+MAX_SHOWN_CHARS = 100
+"""Of what a client sent, in an error: a name may be as long as a body."""
 RETRY_AFTER_S = 1
 """When a client that was turned away may come back."""
 
@@ -117,22 +119,23 @@ def silent(replica: str, idle_timeout_s: float) -> ReplicaError:
     return ReplicaError(504, f"Replica {replica} was silent for {patience}.", Outcome.SILENT)
 
 
-class Unavailable(ApiError):
-    """There is no replica to ask."""
+class ServerError(ApiError):
+    """The request is not to blame."""
 
     kind = "server_error"
 
 
-def unavailable(expert: str | None) -> Unavailable:
+def unavailable(expert: str | None) -> ServerError:
     """503: `expert` (None: no expert at all) has no live replica."""
     who = f"Expert {expert!r} has" if expert else "The experts have"
-    return Unavailable(503, f"{who} no live replica. Try again later, or ask another expert.", code="no_live_replica")
+    return ServerError(503, f"{who} no live replica. Try again later, or ask another expert.", code="no_live_replica")
 
 
-def overloaded() -> Unavailable:
-    """503: too many requests are being answered, and too many wait, or this one has waited too long."""
-    text = "Too many requests are being answered (gateway.max_in_flight, gateway.max_queued). Try again later."
-    error = Unavailable(503, text, code="overloaded")
+def overloaded() -> ServerError:
+    """503: too many requests are being answered, and too many wait, or this one has waited for too long or in vain."""
+    limits = "gateway.max_in_flight, gateway.max_queued"
+    text = f"Too many requests are being answered ({limits}), or the gateway is stopping. Try again later."
+    error = ServerError(503, text, code="overloaded")
     error.headers["Retry-After"] = str(RETRY_AFTER_S)
     return error
 
@@ -147,7 +150,8 @@ def too_many_of_key(limit: int) -> ApiError:
 
 def unknown_model(model: str, allowed: Iterable[str]) -> ApiError:
     """404: the request names a model that is not served here."""
-    message = f"The model {model!r} does not exist. Allowed: {', '.join(allowed)}."
+    shown = model if len(model) <= MAX_SHOWN_CHARS else model[:MAX_SHOWN_CHARS] + "..."
+    message = f"The model {shown!r} does not exist. Allowed: {', '.join(allowed)}."
     return ApiError(404, message, code="model_not_found", param="model")
 
 
@@ -172,6 +176,17 @@ def too_long(max_body_bytes: int) -> ApiError:
 def too_slow(timeout_s: float) -> ApiError:
     """408: the request was not complete in time."""
     return ApiError(408, f"The request did not arrive within {timeout_s:g} s. Send it again.")
+
+
+def no_http(status: int, reason: str) -> ApiError:
+    """400: what came is no HTTP; only the first line of `reason` is told, what came stands in the others."""
+    shown = reason.partition("\n")[0].rstrip(":.")[:MAX_SHOWN_CHARS]
+    return ApiError(status, f"The request is no valid HTTP: {shown}.")
+
+
+def failed(status: int) -> ServerError:
+    """500: the gateway itself has failed."""
+    return ServerError(status, "The gateway has failed at this request. Its log says why.")
 
 
 def unknown_route(error: web.HTTPException, request: web.Request) -> ApiError:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from erhpc.config import AUTO_MODEL, RouterConfig
+from erhpc.gateway.bulk import check_bulk
 from erhpc.gateway.errors import ApiError
 from erhpc.plan.protocol import CHARS_PER_TOKEN
 
@@ -27,7 +28,9 @@ _FIRST_ID = int.from_bytes(os.urandom(12), "big") << 32
 _numbers = itertools.count()
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 NOTHING = msgspec.Raw(b"null")
-_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*+")')
+MIN_LOOKS = 100
+"""So many values of a field are looked at for texts, however few characters of them are wanted."""
+_MODEL = re.compile(rb'"model"[ \t\r\n]*+:[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")')
 _ESCAPED_LETTER = rb"\u006"
 """How each letter of `model` begins if it is escaped."""
 _PATH = re.compile(r"at `\$\.?([^`]+)`")
@@ -88,10 +91,11 @@ class CompletionBody(msgspec.Struct):
     """Whatever it is passes through, unread; a text that is not empty names a session."""
 
     def routed_text(self, which: str, limit_chars: int) -> str:
-        """The text that is classified: all prompts, empty if they are token numbers."""
+        """The text that is classified: all prompts as far as the limit, empty if they are token numbers."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(prompt for prompt in self.prompt if isinstance(prompt, str))
+        # Each brings one character at least, the line end.
+        return "\n".join(prompt for prompt in self.prompt[:limit_chars] if isinstance(prompt, str))
 
     def prefix(self, limit_chars: int) -> str:
         """How the first prompt begins; of token numbers, as many as are worth `limit_chars`."""
@@ -117,7 +121,7 @@ class OtherBody(msgspec.Struct):
     def routed_text(self, which: str, limit_chars: int) -> str:
         """The text that is classified: the first of the fields that holds one, as far as the limit."""
         for field in (self.input, self.prompt, self.messages, self.query):
-            if text := "\n".join(_find_texts(msgspec.json.decode(field))):
+            if text := "\n".join(_find_texts(msgspec.json.decode(field), iter(range(limit_chars + MIN_LOOKS)))):
                 return text[:limit_chars]
         return ""
 
@@ -126,15 +130,20 @@ class OtherBody(msgspec.Struct):
         return self.routed_text("all", limit_chars)
 
 
-def _find_texts(value: Any, depth: int = 6) -> Iterator[str]:
-    """The texts in a field: itself, those of a list, those that messages and their parts have; not too deep."""
+def _find_texts(value: Any, looks: Iterator[int], depth: int = 6) -> Iterator[str]:
+    """The texts in a field: itself, those of a list, those that messages and their parts have; not too deep.
+
+    Each value that is looked at takes one of `looks`; without any left there are no more texts.
+    """
+    if next(looks, None) is None:
+        return
     if isinstance(value, str):
         yield value
     elif isinstance(value, list) and depth:
         for item in value:
-            yield from _find_texts(item, depth - 1)
+            yield from _find_texts(item, looks, depth - 1)
     elif isinstance(value, dict) and depth:
-        yield from _find_texts(value.get("content", value.get("text")), depth - 1)
+        yield from _find_texts(value.get("content", value.get("text")), looks, depth - 1)
 
 
 Content = ChatBody | CompletionBody | OtherBody
@@ -203,7 +212,11 @@ class InquiryTraits:
 
 
 def parse_inquiry(api: Api, raw: bytes) -> Inquiry:
-    """Read the body of a request. Raises ApiError 400 if it is no JSON, or a field is missing or of a wrong type."""
+    """Read the body of a request.
+
+    Raises ApiError 400 if it is no JSON, a field is missing or of a wrong type, or there is too much in it.
+    """
+    check_bulk(raw, reads_numbers=api != "chat")
     try:
         raw.decode()  # msgspec does not look into the strings of fields it skips
         return Inquiry(raw, _DECODERS[api].decode(raw))

@@ -12,11 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from aiohttp import web
-
-from erhpc.errors import InputError, ProcessError
-from erhpc.gateway.app import LOGGER, Gateway, refuse_expectations
-from erhpc.gateway.caller import KEEP_ALIVE_S, REQUEST_TIMEOUT_S
+from erhpc.errors import InputError
+from erhpc.gateway.app import Gateway, refuse_expectations
+from erhpc.gateway.caller import KEEP_ALIVE_S
+from erhpc.gateway.connections import listen, run_app
 from erhpc.gateway.desk import Desk
 from erhpc.gateway.front import Front
 from erhpc.gateway.keys import KeyRing, follow
@@ -37,8 +36,6 @@ TICK_S = 0.1
 """How often the queue is looked through for who has waited too long."""
 QUICK_TICK_S = 0.005
 """The same while someone waits and another process may give a place up."""
-BACKLOG = 4096
-"""Connections that may wait to be accepted: all users arrive at once."""
 
 
 @asynccontextmanager
@@ -81,7 +78,12 @@ async def serve(
             closing.callback(asyncio.create_task(task).cancel)
         surface = Surface(metrics, replicas, own.lags(), keys, is_emulated=spec.is_emulated)
         gateway = Gateway(desk, relay=relay, surface=surface, expert_key=expert_key)
-        make_protocol = make_fallback = await closing.enter_async_context(_run_app(gateway, desk))
+        running = run_app(
+            gateway.build_app(), stop_timeout_s=STOP_TIMEOUT_S, keep_alive_s=KEEP_ALIVE_S, note=desk.note_refusal
+        )
+        web_server, make_fallback = await closing.enter_async_context(running)
+        web_server.request_handler = refuse_expectations(web_server.request_handler, desk)
+        make_protocol: Callable[[], asyncio.Protocol] = make_fallback
         front = None
         if spec.limits.relay == "fast":
             front = await closing.enter_async_context(Front(desk, make_fallback, key=expert_key))
@@ -93,30 +95,16 @@ async def serve(
             scheme = "https" if context else "http"
             yield f"{scheme}://{spec.host}:{server.sockets[0].getsockname()[1]}"
         finally:
-            server.close()
-            if front is not None:
-                await front.drain(STOP_TIMEOUT_S)
+            await _stop(server, desk, front)
 
 
-@asynccontextmanager
-async def _run_app(gateway: Gateway, desk: Desk) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
-    """What makes aiohttp's protocol of a connection, while the context is open."""
-    runner = web.AppRunner(
-        gateway.build_app(),
-        access_log=None,
-        logger=LOGGER,
-        handler_cancellation=True,
-        keepalive_timeout=KEEP_ALIVE_S,
-        lingering_time=REQUEST_TIMEOUT_S,  # a client that is sending what was refused would not see why
-        shutdown_timeout=STOP_TIMEOUT_S,
-    )
-    await runner.setup()
-    try:
-        assert runner.server is not None  # setup made it
-        runner.server.request_handler = refuse_expectations(runner.server.request_handler, desk)
-        yield runner.server
-    finally:
-        await runner.cleanup()
+async def _stop(server: asyncio.Server, desk: Desk, front: Front | None) -> None:
+    """Take no more requests, turn those away that wait, and let the answers end that have begun."""
+    server.close()
+    desk.turn_away()
+    await asyncio.sleep(0)  # whoever waited for an expert is answered in the next turn of the loop
+    if front is not None:
+        await front.drain(STOP_TIMEOUT_S)
 
 
 def set_patience(server: asyncio.Server, stall_timeout_s: float) -> None:
@@ -146,27 +134,3 @@ def load_certificate(spec: GatewaySpec) -> ssl.SSLContext | None:
             "key as PEM files that this process may read."
         ) from error
     return context
-
-
-async def listen(
-    make_protocol: Callable[[], asyncio.BaseProtocol],
-    host: str,
-    port: int,
-    context: ssl.SSLContext | None = None,
-    *,
-    is_shared: bool = False,
-) -> asyncio.Server:
-    """Accept connections; `is_shared`: the kernel deals them out to all processes that listen there.
-
-    Raises ProcessError if the port cannot be had.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.create_server(
-            make_protocol, host, port, backlog=BACKLOG, ssl=context, reuse_port=is_shared or None
-        )
-    except OSError as error:
-        raise ProcessError(
-            f"The gateway cannot listen on {host}:{port}: {error.strerror}. "
-            "End the process that holds the port, or change cluster.ports."
-        ) from error

@@ -20,6 +20,8 @@ from pathlib import Path
 from aiohttp import web
 
 from erhpc.errors import ProcessError
+from erhpc.gateway.caller import KEEP_ALIVE_S
+from erhpc.gateway.connections import listen, run_app
 from erhpc.gateway.errors import ApiError, Outcome, answer_error, unauthorized, unknown_route
 from erhpc.gateway.keys import KeyRing, follow
 from erhpc.gateway.ledger import Ledger
@@ -305,17 +307,10 @@ async def _serve_status(spec: GatewaySpec, surface: Surface, keys: KeyRing) -> A
 
     app = web.Application(middlewares=[guard])
     surface.add_routes(app)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, spec.host, int(spec.status_port))
+    running = run_app(app, stop_timeout_s=STOP_TIMEOUT_S, keep_alive_s=KEEP_ALIVE_S, note=lambda error: None)
+    async with running as (_, make_protocol):
+        server = await listen(make_protocol, spec.host, int(spec.status_port))
         try:
-            await site.start()
-        except OSError as error:
-            raise ProcessError(
-                f"The gateway cannot listen on {spec.host}:{spec.status_port}: {error.strerror}. "
-                "End the process that holds the port, or change cluster.ports."
-            ) from error
-        yield f"http://{spec.host}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+            yield f"http://{spec.host}:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()

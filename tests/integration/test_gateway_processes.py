@@ -419,6 +419,33 @@ async def test_a_running_answer_ends_before_the_gateway_does(tmp_path):
         assert house.errors == []
 
 
+async def test_who_waits_when_the_gateway_is_told_to_stop_is_answered_503_and_the_running_answer_ends(tmp_path):
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def stream(request):
+        response = await open_stream(request)
+        await response.write(FRAMES[0])
+        begun.set()
+        await may_end.wait()
+        await response.write(FRAMES[1])
+        return response
+
+    async with running(tmp_path, stream, limits={"max_in_flight": 1}) as house:
+        async with house.ask(stream=True) as answer:
+            await begun.wait()
+            waiting = [asyncio.ensure_future(house.ask(pad="x" * 1000 * n).__aenter__()) for n in range(8)]
+            await until(lambda: house.is_sample("erhpc_queued", 8))
+            house.process.terminate()
+            for told in await asyncio.wait_for(asyncio.gather(*waiting), 10):
+                assert (told.status, told.headers["Retry-After"]) == (503, "1")
+                assert told.content_type == "application/json"
+                assert (await told.json())["error"]["code"] == "overloaded"
+            may_end.set()
+            assert await answer.read() == FRAMES[0] + FRAMES[1]
+        assert await asyncio.wait_for(house.process.wait(), 10) == 0
+        assert (house.errors, len(house.replica.seen)) == ([], 1)
+
+
 def replace_text(path, text):
     new = path.with_suffix(".new")
     new.write_text(text)
@@ -505,6 +532,8 @@ async def test_the_process_serves_until_it_is_told_to_stop_and_exits_0(tmp_path,
     ("changes", "message"),
     [
         ({"key_file": "/nowhere/key"}, "key_file=/nowhere/key cannot be read"),
+        ({"key_file": "/dev/null"}, "key_file=/dev/null is empty"),
+        ({"expert_key_file": "/nowhere/key"}, "expert_key_file=/nowhere/key cannot be read"),
         ({"artefact": "/nowhere/router"}, "artefact /nowhere/router"),
         ({"port": "x", "endpoints": 3}, "no readable GatewaySpec"),
         ({"router": {"policy": "magic"}}, "magic"),

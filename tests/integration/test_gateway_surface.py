@@ -20,6 +20,7 @@ from erhpc.errors import InputError
 from erhpc.gateway import front, prober
 from erhpc.gateway import keys as key_file
 from erhpc.gateway.app import OTHER_PATHS
+from erhpc.gateway.server import serve
 from tests.fakes.gateway_house import (
     CHAT,
     SUM,
@@ -28,14 +29,18 @@ from tests.fakes.gateway_house import (
     error_of,
     free_port,
     housing,
+    make_endpoint,
+    make_spec,
     official_client,
     queued,
     relay,  # noqa: F401 - used by every test here
     until,
 )
+from tests.fakes.routing import KeywordClassifier
 from tests.fakes.scripted_replica import (
     DONE,
     FRAMES,
+    ScriptedReplica,
     answer_json,
     break_at_once,
     hang,
@@ -287,6 +292,37 @@ async def test_a_request_that_waits_too_long_for_its_expert_is_answered_503_and_
         async with house.ask() as response:
             assert response.status == 200
             assert "x-erhpc-queue-us" not in response.headers
+
+
+async def test_who_waits_for_an_expert_when_the_gateway_stops_is_answered_503_and_the_running_answer_ends():
+    doors = closed_doors()
+    async with ScriptedReplica(doors.answer).serving() as replica, aiohttp.ClientSession() as session:
+        spec = make_spec([make_endpoint(name, replica.url) for name in ("math-0", "code-0")], **WAIT)
+        async with serve(spec, classifier=KeywordClassifier("sum", "loop")) as url:
+            asked = []
+            for _ in range(3):
+                body = {"model": "math", "messages": SUM}
+                asked.append(asyncio.ensure_future(session.post(f"{url}{CHAT}", json=body).__aenter__()))
+                if len(asked) == 1:
+                    await doors.arrived.acquire()
+
+            async def are_waiting():
+                async with session.get(f"{url}/metrics") as response:
+                    return "\nerhpc_queued_for_expert 2\n" in await response.text()
+
+            await until(are_waiting)
+
+            async def go_on():
+                for waiting in asked[1:]:
+                    response = await waiting
+                    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+                    assert (await error_of(response))["code"] == "overloaded"
+                doors.open()
+
+            going_on = asyncio.ensure_future(go_on())
+        await going_on
+        assert (await asked[0]).status == 200
+        (await asked[0]).release()
 
 
 async def test_a_client_that_leaves_while_it_waits_for_an_expert_leaves_its_place_to_the_next():

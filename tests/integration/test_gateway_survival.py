@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import functools
 import gc
+import gzip
+import json
 import logging
 import os
 import random
 import socket
 import struct
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -206,9 +209,9 @@ async def test_a_replica_is_let_go_as_soon_as_its_client_leaves(relay):
 )
 async def test_what_can_never_become_a_request_is_answered_400_at_once(relay, data):
     async with housing(relay) as house:
-        head, _ = await asyncio.wait_for(house.gate.ask(data), 5)
-        assert head.split(b" ")[1] == b"400"
+        check_is_400(*await asyncio.wait_for(house.gate.ask(data), 5))
         assert house.replica.num_connections == 0
+        assert await house.gate.outcomes() == {"refused": 1}
 
 
 # Framing
@@ -280,6 +283,9 @@ REFUSED = {
     "a deep body": request(b'{"model":"auto","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "a huge number": request(b'{"model":"auto","prompt":[' + b"9" * 6000 + b"]}", "/v1/completions"),
     "no gzip": post(b"content-encoding: gzip\r\n" + LENGTH, ASKED),
+    "cut gzip": post(b"content-encoding: gzip\r\ncontent-length: 20\r\n", gzip.compress(ASKED)[:20]),
+    "two gzips": post(b"content-encoding: gzip\r\n" + CHUNKED, chunk(gzip.compress(ASKED) * 2) + LAST),
+    "two content codings": post(b"content-encoding: gzip, deflate\r\n" + LENGTH, ASKED),
     "unknown content coding": post(b"content-encoding: br\r\n" + LENGTH, ASKED),
     "a header of 100 kB": post(b"x: " + b"a" * 100_000 + b"\r\n" + LENGTH, ASKED),
     "10,000 headers": post(b"".join(b"x-%d: y\r\n" % n for n in range(10_000)) + LENGTH, ASKED),
@@ -287,6 +293,16 @@ REFUSED = {
     "headers without end": b"POST / HTTP/1.1\r\n" + b"x: y\r\n" * 50_000,
     "a target without end": b"POST /" + b"a" * 200_000,
 }
+
+
+def check_is_400(head: bytes, body: bytes) -> None:
+    """A refusal in OpenAI's shape."""
+    assert head.split(b" ")[1] == b"400"
+    fields = head.lower()
+    assert b"content-type: application/json" in fields
+    assert b"x-request-id: " in fields
+    assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
 def count_smuggled(replica: CountingReplica) -> int:
@@ -297,8 +313,7 @@ def count_smuggled(replica: CountingReplica) -> int:
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_hidden_in_it_reaches_a_replica(relay, name):
     async with housing(relay) as house:
-        head, _ = await asyncio.wait_for(house.gate.ask(REFUSED[name]), 5)
-        assert head.split(b" ")[1] == b"400"
+        check_is_400(*await asyncio.wait_for(house.gate.ask(REFUSED[name]), 5))
         assert (await house.gate.ask(request(ASKED)))[0].startswith(b"HTTP/1.1 200 ")
         assert (house.replica.num_requests, count_smuggled(house.replica), house.replica.strange) == (1, 0, [])
 
@@ -584,6 +599,83 @@ async def test_a_body_of_100_mb_is_refused_before_it_is_kept(relay, framing):
         assert (await read_response(reader))[0].startswith(b"HTTP/1.1 413 ")
         assert peak_bytes - memory_bytes < 3 * 2**23
         assert (await house.gate.outcomes())["refused"] == 1
+
+
+# Bodies that would take long to read
+
+CROWDED = {
+    "lists of tokens": ("/v1/completions", b'{"model":"auto","prompt":[' + b"[1]," * 2_000_000 + b"1]}"),
+    "parts": (CHAT, b'{"model":"auto","messages":[{"role":"user","content":[' + b"{}," * 2_500_000 + b"{}]}]}"),
+    "inputs": ("/v1/embeddings", b'{"model":"auto","input":[' + b"[1]," * 2_000_000 + b"1]}"),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+@on_uvloop
+async def test_a_body_that_would_hold_all_others_up_is_refused_and_they_are_answered(relay, name):
+    path, body = CROWDED[name]
+    async with housing(relay) as house:
+        hostile, *others = await asyncio.gather(
+            house.gate.ask(request(body, path)), *(house.gate.ask(request(ASKED)) for _ in range(20))
+        )
+        assert hostile[0].startswith(b"HTTP/1.1 400 ")
+        assert b"holds too much" in hostile[1]
+        assert {body for _, body in others} == {JSON}
+        assert await house.gate.outcomes() == {"refused": 1, "ok": 20}
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@on_uvloop
+async def test_a_body_that_is_a_thousand_times_as_long_once_decoded_is_refused_and_never_made(relay, framing):
+    encoder = zlib.compressobj(9, wbits=31)
+    bomb = b"".join([encoder.compress(PIECE * 16) for _ in range(200)]) + encoder.flush()
+    begin = b"content-encoding: gzip\r\n"
+    length = post(begin + b"content-length: %d\r\n" % len(bomb), bomb)
+    data = length if framing == "length" else post(begin + CHUNKED, chunk(bomb) + LAST)
+    async with housing(relay) as house:
+        await house.gate.ask(request(ASKED))
+        memory_bytes = measure_memory()[1]
+        assert (await house.gate.ask(data))[0].startswith(b"HTTP/1.1 413 ")
+        assert measure_memory()[1] - memory_bytes < 3 * 2**23
+        assert (await house.gate.ask(request(ASKED)))[1] == JSON
+
+
+ENCODED = {
+    "gzip": (b"gzip", gzip.compress(ASKED)),
+    "GZIP": (b"GZIP", gzip.compress(ASKED)),
+    "deflate": (b"deflate", zlib.compress(ASKED)),
+    "bare deflate": (b"deflate", zlib.compress(ASKED, wbits=-15)),
+    "identity": (b"identity", ASKED),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+async def test_an_encoded_body_is_answered(relay, name):
+    coding, body = ENCODED[name]
+    fields = b"content-encoding: %b\r\ncontent-length: %d\r\n" % (coding, len(body))
+    async with housing(relay) as house:
+        assert (await house.gate.ask(post(fields, body)))[1] == JSON
+        assert json.loads(house.replica.bodies[-1])["messages"] == json.loads(ASKED)["messages"]
+
+
+async def test_thousands_of_bad_requests_at_once_are_answered_between_those_of_others(relay):
+    async with housing(relay) as house, house.gate.visit() as (reader, writer):
+        begun, answered, number = asyncio.Event(), 0, 3000
+        writer.write(request(b"{") * number)
+
+        async def read_all() -> None:
+            nonlocal answered
+            for _ in range(number):
+                check_is_400(*await read_response(reader))
+                answered += 1
+                begun.set()
+
+        reading = asyncio.create_task(read_all())
+        await begun.wait()
+        assert (await house.gate.ask(request(ASKED)))[1] == JSON
+        assert answered < number
+        await reading
+        assert (await house.gate.outcomes())["refused"] == number
 
 
 # What is kept

@@ -104,6 +104,14 @@ async def test_what_cannot_be_served_is_said_in_one_line():
         assert "/v1/models lists no model" in await fails("--experts", replica.url)
 
 
+@pytest.mark.parametrize("name", ["key", "expert_key"])
+async def test_a_file_of_a_key_that_cannot_be_used_is_said_in_one_line(tmp_path, name):
+    (tmp_path / "key").write_text("two\nkeys\n")
+    async with ListedReplica(answer_json).serving() as replica:
+        said = await fails("--experts", replica.url, f"{name}={tmp_path}/key")
+        assert f"{name}={tmp_path}/key holds 2 lines" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "taken"),
     [

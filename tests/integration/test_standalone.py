@@ -168,6 +168,12 @@ def test_an_interrupted_load_keeps_what_it_measured_and_leaves_no_process(tmp_pa
     assert runs.find_processes(run) == []
 
 
+def test_a_file_without_a_key_is_refused_before_the_server_is_asked(tmp_path):
+    (tmp_path / "key").write_text(" \n")
+    done = load("http://127.0.0.1:9", tmp_path / "runs", "users=[1]", f"key={tmp_path}/key", check=False)
+    assert f"key={tmp_path}/key is empty. Give a file with the key." in done.stderr
+
+
 def test_the_key_reaches_the_server_and_is_left_nowhere(tmp_path):
     key = tmp_path / "key"
     key.write_text("sesame\n")

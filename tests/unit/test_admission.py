@@ -50,6 +50,23 @@ def test_whoever_waits_too_long_is_turned_away_and_told():
     assert (admission.placed.value, admission.waiting.value) == (1, 0)
 
 
+def test_once_it_is_closed_whoever_waits_or_asks_is_turned_away_and_places_are_kept():
+    told: list[str] = []
+    admission = Admission(lambda: 1, 3, 10)
+    [first] = ask(admission, 1)
+    waiting = admission.ask(lambda: told.append(waiting.turn.value), 1.0)
+    ask(admission, 1)[0].leave()
+    admission.close()
+    assert (told, first.turn) == (["expired"], Turn.ADMITTED)
+    with pytest.raises(Overloaded):
+        ask(admission, 1)
+    first.leave()
+    admission.admit()
+    with pytest.raises(Overloaded):
+        ask(admission, 1)
+    assert (admission.placed.value, admission.waiting.value) == (0, 0)
+
+
 def test_leaving_twice_gives_one_place_back():
     admission = Admission(lambda: 1, 2, 10)
     first, second, third = ask(admission, 3)

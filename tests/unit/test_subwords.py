@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from erhpc.errors import InputError
@@ -69,6 +73,50 @@ def test_every_word_is_split_as_after_a_space(make):
     found = [names[number] for number in make_subwords(tokenizer).find("pear apple")]
     assert found == [names[number] for number in tokenizer.encode("the pear apple").ids][-2:]
     assert {name[0] for name in found} <= {"▁", "Ġ"}
+
+
+def make_across():
+    """One that has learnt subwords across words, which no word by itself has."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    texts = ["the pear the plum the apple"] * 9
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=60, show_progress=False, special_tokens=["<unk>"])
+    )
+    assert any("▁" in name[1:] for name in tokenizer.get_vocab())
+    return tokenizer
+
+
+TEXTS = [
+    "the pear the plum the apple",
+    "pear plum apples 42 ears a",
+    "plum\u2581pear \u0120pear pear\u2581",
+    "\ufdfa pear \u6771\u4eac plum \ufdfa plum",
+    "Pear_tree, pear's: <unk> 3.14 \u00e9t\u00e9 \u2168 \ufb01g",
+    "p" * 100 + " plum " + "the " * 50,
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("make", [make_byte_level, make_sentence_piece, make_across, lambda: make_tokenizer(WORDS)])
+def test_new_words_are_split_together_as_each_is_by_itself(make, text):
+    together, alone = make_subwords(make()), make_subwords(make())
+    for number in range(2):
+        parts = re.findall(r"\w+|[^\w\s]+", text)
+        assert together.find(text) == [found for part in parts for found in alone.find(part)], number
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=9), max_size=9))
+def test_any_words_are_split_together_as_each_is_by_itself(words):
+    text = " ".join(words)
+    for tokenizer in ACROSS:
+        together, alone = make_subwords(tokenizer), make_subwords(tokenizer)
+        parts = re.findall(r"\w+|[^\w\s]+", text)
+        assert together.find(text) == [found for part in parts for found in alone.find(part)]
+
+
+ACROSS = [make_across(), make_sentence_piece()]
 
 
 def test_bytes_of_characters_that_the_tokenizer_does_not_know_are_left_out():
