@@ -92,7 +92,7 @@ def _explain_api_server(model: ReplicaModel, num_seqs: float, kv_tokens: float) 
     return Cause(
         "api_server",
         f"api_server: it streams {whole / send_s:,.0f} tokens per second, one to each of {whole} sequences every "
-        f"{1000 * send_s:.3g} ms (engine_args: stream-interval sends several at once, api-server-count shares the work)",
+        f"{1000 * send_s:.3g} ms (engine_args: stream-interval sends several at once, api-server-count adds processes)",
     )
 
 

@@ -221,7 +221,9 @@ def load_gpu_timing(gpu: str, choose: Choose = central) -> GpuTiming:
     zeros = [name for name in names if values[name] == 0 and name not in ("peak_fp8_flops", "peak_int8_flops")]
     if zeros:
         raise ConfigError(f"cluster.gpu={gpu!r}: timing.{zeros[0]} is 0. Allowed: numbers above 0.")
-    links = {_read_ways(gpu, ways): _read_all_reduce(gpu, ways, raw) for ways, raw in table.items() if ways not in _ABOUT}
+    links = {
+        _read_ways(gpu, ways): _read_all_reduce(gpu, ways, raw) for ways, raw in table.items() if ways not in _ABOUT
+    }
     return GpuTiming(**values, all_reduce=links)
 
 

@@ -1,6 +1,7 @@
 """The shipped table of measurements: one number with its circumstances and its source per line.
 
-Others published them, but for a slice that this project measured and whose source says so. Lines that the model can't answer stay in the table and say why.
+Others published them, but for a slice that this project measured and whose source says so. Lines that the model can't
+answer stay in the table and say why.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ def describe_serving(
         chunked_prefill=_is_set(flags, "enable-chunked-prefill", default=True),
         asynchronous=_is_set(flags, "async-scheduling", default=constants.profile.overlaps),
     )
-    profile = constants.profile
-    return Serving(step_time, limits, profile.request_s + profile.http_s, interval, step_time.send_s)
+    request_s = constants.profile.request_s + constants.profile.http_s
+    return Serving(step_time, limits, request_s, interval, step_time.send_s)
 
 
 def count_api_servers(engine_args: Mapping[str, Any]) -> int:

@@ -28,7 +28,7 @@ _KERNEL_LAUNCH_S = 4e-6
 """Fixed time of one matrix product (Vidur's tables at one token)."""
 _ELEMENTWISE_BANDWIDTH_SHARE = 0.8
 _LAYER_TORCH_CALLS = 7
-"""Calls into torch that a layer makes beside its products: two norms, rotation, KV write, attention, activation, split."""
+"""Calls into torch of a layer beside its products: two norms, split, rotation, KV write, attention, activation."""
 _LAYER_PRODUCTS = 4
 _PACKED_WEIGHTS = 8
 """4-bit weights in the word that a kernel unpacks at a time."""
@@ -101,7 +101,8 @@ class DecodeLines:
     """Steps that only decode the same sequences: each takes the larger of two lines in the context tokens.
 
     The context grows by `num_seqs` per step. Where GPU and host overlap, the lines may cross once (a kink); where they
-    do not, the first line is their sum, the second the API server's or the same. Closed forms serve a simulation that jumps from event to event.
+    do not, the first line is their sum, the second the API server's or the same. Closed forms serve a simulation that
+    jumps from event to event.
     """
 
     num_seqs: int
@@ -268,7 +269,7 @@ class Roofline:
         host = DecodeLine(self._host_s(batch), profile.host_factor * profile.block_s / BLOCK_TOKENS)
         send_s = self.send_s(num_seqs)
         if profile.overlaps:
-            # A host that counts blocks and a busy API server at once: the pieces of a step are as if blocks came on top.
+            # Where a host counts blocks and the API server is busy, too, blocks come on top: no engine known does both.
             return DecodeLines(
                 num_seqs,
                 DecodeLine(gpu.base_s + profile.gap_s, gpu.per_context_token_s),

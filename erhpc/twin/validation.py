@@ -1,7 +1,7 @@
 """How far the step times are from measurements: errors per slice, and how many lie in the intervals.
 
-A slice is one engine profile, GPU, kernel and kind of number; what this project measured makes slices of its own. Recorded errors and the test that compares with them lie
-in tests/; `python -m tests.bench.twin` prints the tables.
+A slice is one engine profile, GPU, kernel and kind of number; what this project measured makes slices of its own.
+Recorded errors and the test that compares with them lie in tests/; `python -m tests.bench.twin` prints the tables.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def print_left_out(facts: Sequence[Fact], refused: Counter[str]) -> None:
 
 def print_sources(refit: Refit) -> None:
     """Each source as predicted with the shipped numbers, and with numbers fitted without it."""
-    print("\nWithout their source: the fitted numbers fitted again without it (own measurements set but the API server's)")
+    print(
+        "\nWithout their source: the fitted numbers fitted again without it (own measurements set but the API server's)"
+    )
     print(f"{'':42}  facts  median    p90  without: median    p90   told by no other source")
     for source in refit.list_sources():
         left = refit.leave_out(source)
@@ -88,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--record", action="store_true", help="record the errors of the shipped table")
     parser.add_argument("--each", action="store_true", help="print every fact, too")
     parser.add_argument("--constants", action="store_true", help="print the constants, and nothing else")
+    parser.add_argument("--without-sources", action="store_true", help="don't predict each source from the others")
     parser.add_argument("--draws", type=int, default=DRAWS, help="sets of constants behind each interval")
     options = parser.parse_args(arguments)
     if options.constants:
@@ -117,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(
         "Left out, for the record", compare_facts(left_out), lambda fact: (fact.profile, fact.load, fact.measure)
     )
-    if options.rows is None:
+    if options.rows is None and not options.without_sources:
         print_sources(Refit(facts))
     if options.record:
         write_errors(summarise(comparisons))

@@ -1,7 +1,7 @@
 """What becomes of the errors when the fitted numbers are fitted again without one source: do they generalise?
 
-Cheap: how each prediction follows each fitted number is asked once, by a small step; a robust least-squares problem with
-the numbers' own ranges as a prior is then solved per source, and the left-out rows are predicted anew. A number
+Cheap: how each prediction follows each fitted number is asked once, by a small step; a robust least-squares problem
+with the numbers' own ranges as a prior is then solved per source, and the left-out rows are predicted anew. A number
 that no other source tells keeps its value, and is named: for its rows this check says nothing.
 """
 
@@ -125,9 +125,7 @@ class Refit:
         return clipped
 
     def _to_values(self, moved: Floats) -> dict[Constant, float]:
-        return {
-            one: one.evidence.value * exp(change) for one, change in zip(self._fitted, moved.tolist(), strict=True)
-        }
+        return {one: one.evidence.value * exp(change) for one, change in zip(self._fitted, moved.tolist(), strict=True)}
 
 
 def _depends(fact: Fact, evidence: Evidence) -> bool:
