@@ -60,6 +60,7 @@ def test_what_is_derived_is_what_it_is_derived_from():
     profiles = {name: load_profile(name) for name in ("vllm-v0", "vllm-v0-online", "vllm-v1-async", "trt-llm-1.0")}
     online, offline, ahead = profiles["vllm-v0-online"], profiles["vllm-v0"], profiles["vllm-v1-async"]
 
+    assert offline.tensor_parallel_s == offline.step_s == online.tensor_parallel_s == load_profile("trt-llm").step_s
     assert online.seq_s == pytest.approx(offline.seq_s + offline.frame_s)
     assert ahead.request_s + ahead.http_s == pytest.approx(15.6e-3)
     for name in ("step_s", "tensor_parallel_s", "seq_s", "gap_s"):

@@ -56,9 +56,7 @@ def print_left_out(facts: Sequence[Fact], refused: Counter[str]) -> None:
 
 def print_sources(refit: Refit) -> None:
     """Each source as predicted with the shipped numbers, and with numbers fitted without it."""
-    print(
-        "\nWithout their source: the fitted numbers fitted again without it (own measurements set but the API server's)"
-    )
+    print("\nWithout their source: the fitted numbers fitted again without it (own measurements set none of them)")
     print(f"{'':42}  facts  median    p90  without: median    p90   told by no other source")
     for source in refit.list_sources():
         left = refit.leave_out(source)
