@@ -29,7 +29,7 @@ ROW = {
 
 @pytest.fixture(scope="module")
 def comparisons():
-    return compare_facts(read_facts(), draws=4)
+    return compare_facts(read_facts(), draws=8)
 
 
 def spread(comparisons):
