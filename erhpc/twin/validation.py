@@ -44,6 +44,7 @@ REQUESTS_PER_USER = 40
 HTTP_REQUESTS_PER_USER = 4
 """Of a level over HTTP, the first and the last of each user not counted."""
 HTTP_STARTS_PER_S = 1000
+"""Users that begin per second, as clients let them."""
 _SEED = 20260101
 _TEN_POWER = {"out_tok_s": 1.0, "ttft_ms": 1e3, "tpot_ms": 1e3}
 
