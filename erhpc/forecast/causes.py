@@ -12,8 +12,10 @@ from math import log
 import numpy as np
 import numpy.typing as npt
 
+from erhpc.twin.demand import ReplicaModel
 from erhpc.twin.records import Window
 from erhpc.twin.simulation import Prediction
+from erhpc.twin.step_time import Batch
 
 NUM_MOMENTS = 48
 """Moments of the window that are looked at."""
@@ -33,7 +35,7 @@ class Cause:
     """Why more load yields little more: a word, and the sentence around it."""
 
     word: str
-    """max_num_seqs, KV cache, routing skew or compute."""
+    """max_num_seqs, KV cache, routing skew, api_server or compute."""
     detail: str
 
 
@@ -54,7 +56,8 @@ def find_cause(prediction: Prediction, window: Window) -> Cause:
     busiest = int(in_flight.argmax())
     model = prediction.replicas[busiest]
     seats, kv_share = running[busiest] / model.limits.max_num_seqs, kv_tokens[busiest] / model.limits.kv_capacity_tokens
-    inner = _explain_replica(float(seats), float(kv_share), prediction, busiest)
+    inner = _explain_api_server(model, float(running[busiest]), float(kv_tokens[busiest]))
+    inner = inner or _explain_replica(float(seats), float(kv_share), prediction, busiest)
     mean = float(in_flight.mean())
     if len(prediction.replicas) > 1 and mean > 0 and in_flight[busiest] >= SKEWED * mean:
         share, even = in_flight[busiest] / in_flight.sum(), 1 / len(prediction.replicas)
@@ -75,6 +78,22 @@ def find_knee(loads: Sequence[float], tokens_per_s: Sequence[float]) -> int | No
         if grown < KNEE_ELASTICITY:
             return index - 1
     return None
+
+
+def _explain_api_server(model: ReplicaModel, num_seqs: float, kv_tokens: float) -> Cause | None:
+    """Whether steps of so many sequences take as long as the API server needs for their tokens."""
+    whole = round(num_seqs)
+    send_s = model.send_s(whole)
+    if not send_s:
+        return None
+    step_s = model.step_time.step_s(Batch(whole, round(kv_tokens), num_logit_rows=whole))
+    if send_s < step_s * (1 - 1e-9):
+        return None
+    return Cause(
+        "api_server",
+        f"api_server: it streams {whole / send_s:,.0f} tokens per second, one to each of {whole} sequences every "
+        f"{1000 * send_s:.3g} ms (engine_args: stream-interval sends several at once, api-server-count adds processes)",
+    )
 
 
 def _explain_replica(seats: float, kv_share: float, prediction: Prediction, busiest: int) -> Cause:

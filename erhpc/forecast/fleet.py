@@ -75,9 +75,15 @@ def build_fleet(
             alike = repr(expert)
             if alike not in known:
                 known[alike] = _describe(experiment, expert, kv_capacity_tokens[name], constants_of)
-            limits, step_time = known[alike].limits, known[alike].step_time
+            serving = known[alike]
             models += [
-                ReplicaModel(replica=f"{name}-{index}", expert=name, limits=limits, step_time=step_time)
+                ReplicaModel(
+                    replica=f"{name}-{index}",
+                    expert=name,
+                    limits=serving.limits,
+                    step_time=serving.step_time,
+                    send_s=serving.send_s,
+                )
                 for index in range(expert.replicas)
             ]
         built.append(models)

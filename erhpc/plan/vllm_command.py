@@ -76,11 +76,14 @@ def build_vllm_argv(
     }
     settings |= _device_flags(expert, device)
     settings |= _leg_flags(expert, leg, num_legs, head_address, rendezvous_port)
-    if leg > 0:
-        # Only `vllm serve` heeds --headless; the module of the API server would open a second HTTP port.
+    api_servers = {name.replace("_", "-"): value for name, value in expert.engine_args.items()}.get("api-server-count")
+    if leg > 0 or api_servers is not None:
+        # Only `vllm serve` heeds --headless and --api-server-count; the module of the API server would open a second
+        # HTTP port, or be a single process.
         entry = [python, "-m", "vllm.entrypoints.cli.main", "serve", model]
     else:
         entry = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    if leg == 0:
         settings |= {"host": host, "port": port, "enable-log-requests": False, "disable-uvicorn-access-log": True}
         settings |= {"middleware": PASS_GUARD if admits_passes else None}
     names = ("--served-model-name", served_name, *aliases)

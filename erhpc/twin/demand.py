@@ -5,7 +5,7 @@ Everything is checked here, before a simulation begins; it then knows no malform
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ class ReplicaModel:
     limits: Limits
     step_time: StepTime
     """Where several levels are simulated, a DecodeTimes of it spares each to find the same pieces again."""
+    send_s: Callable[[int], float] = lambda _: 0.0
+    """What tokens of so many running answers, one each, keep the API server busy; the step times contain it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

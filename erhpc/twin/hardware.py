@@ -3,7 +3,8 @@
 GPU files belong to erhpc.plan.gpus (memory and timing of one card in one file); kernels and engine profiles lie in
 erhpc/twin/data. A profile may also be a file that `python -m erhpc.calibrate` wrote: it holds shares of the one GPU
 type it was calibrated on, which replace those of the GPU file. Every constant has a source and a range:
-`load_constants` takes the values, `draw_constants` sets that the ranges allow.
+`load_constants` takes the values, `draw_constants` sets that the ranges allow. What holds for several kernels or
+profiles alike stands once, in shared.toml.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ Choose = Callable[[Evidence], float]
 _LARGE_MESSAGE_BYTES = 2 * 1024**2
 """Above it vLLM leaves its own all-reduce kernel for NCCL."""
 _BULK_MESSAGE_BYTES = 16 * 1024**2
+_ABOUT = ("source", "basis")
+"""Keys of `all_reduce` that are no number of GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class GpuTiming:
     peak_fp8_flops: float
     """Dense fp8 FLOP/s; 0: no fp8 units."""
     peak_int8_flops: float
+    peak_vector_flops: float
+    """fp16 FLOP/s outside the tensor cores."""
     bandwidth_bytes_per_s: float
     compute_share: float
     """Of peak_flops, in large matrix products."""
@@ -96,10 +101,15 @@ class Kernel:
     units: str
     fallback: str
     widen_rows: int
+    tile_rows: int
+    unpack_instructions: int
+    row_instructions: int
+    split_k: int
+    torch_calls: int
     weight_share_factor: float
     compute_share_factor: float
     widen_share: float
-    eager_layer_s: float
+    eager_call_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +120,15 @@ class EngineProfile:
     overlaps: bool
     mixes_prefill: bool
     graph_max_seqs: int
+    merge_max_seqs: int
     step_s: float
     tensor_parallel_s: float
     seq_s: float
     block_s: float
     gap_s: float
     request_s: float
+    http_s: float
+    frame_s: float
     kv_share_factor: float
     host_factor: float
 
@@ -208,7 +221,9 @@ def load_gpu_timing(gpu: str, choose: Choose = central) -> GpuTiming:
     zeros = [name for name in names if values[name] == 0 and name not in ("peak_fp8_flops", "peak_int8_flops")]
     if zeros:
         raise ConfigError(f"cluster.gpu={gpu!r}: timing.{zeros[0]} is 0. Allowed: numbers above 0.")
-    links = {_read_ways(gpu, ways): _read_all_reduce(gpu, ways, raw) for ways, raw in table.items() if ways != "source"}
+    links = {
+        _read_ways(gpu, ways): _read_all_reduce(gpu, ways, raw) for ways, raw in table.items() if ways not in _ABOUT
+    }
     return GpuTiming(**values, all_reduce=links)
 
 
@@ -266,8 +281,17 @@ def read_profile_evidence(profile: str, gpu: str | None, names: Sequence[str]) -
             raw = find_gpu(gpu).timing.get("timing", {}).get(name)
             found[name] = shares[name] if name in shares else read_evidence(f"cluster.gpu={gpu!r}: timing.{name}", raw)
         else:
-            found[name] = read_evidence(f"engine profile {title}: {name}", table.get(name))
+            found[name] = read_constant(f"engine profile {title}: {name}", table.get(name))
     return found
+
+
+def read_constant(where: str, raw: Any) -> Evidence:
+    """Check one constant: given here, or `{ shared = NAME }` of erhpc/twin/data/shared.toml. Raises ConfigError."""
+    if isinstance(raw, Mapping) and "shared" in raw:
+        name, known = raw["shared"], _read_data("shared.toml")
+        require_choice(f"{where}: shared", name, tuple(known))
+        return read_evidence(f"{where}: {name} of shared.toml", known[name])
+    return read_evidence(where, raw)
 
 
 def find_default_kernel(quantization: str | None) -> str:
@@ -317,7 +341,7 @@ def _load(kind: type[Any], what: str, name: str, table: Mapping[str, Mapping[str
         raw = table[name].get(key)
         if hints[key] is not float and type(raw) is not hints[key]:
             raise ConfigError(f"{what} {name}: {key}={raw!r} is no {hints[key].__name__}.")
-        values[key] = choose(read_evidence(f"{what} {name}: {key}", raw)) if hints[key] is float else raw
+        values[key] = choose(read_constant(f"{what} {name}: {key}", raw)) if hints[key] is float else raw
     return kind(**values)
 
 

@@ -1,6 +1,7 @@
-"""The shipped table of published measurements: one number with its circumstances and its source per line.
+"""The shipped table of measurements: one number with its circumstances and its source per line.
 
-Nothing in it was measured by this project. Lines that the model can't answer stay in the table and say why.
+Others published them, but for a slice that this project measured and whose source says so. Lines that the model can't
+answer stay in the table and say why.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from erhpc.errors import InputError
 from erhpc.twin.hardware import DATA
 
 MEASURED_FILE = DATA / "measured.csv"
-LOADS = ("static", "maximum", "burst", "rate", "closed", "serial")
+LOADS = ("static", "maximum", "burst", "rate", "closed", "serial", "http")
 MEASURES = ("out_tok_s", "ttft_ms", "tpot_ms")
+OWN_SOURCE = "own measurement"
+"""How the source of what this project measured begins; everything else is an address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """One published number."""
+    """One measured number."""
 
     model: str
     """A name of erhpc/twin/data/models.toml."""
@@ -33,7 +36,7 @@ class Fact:
     profile: str
     load: str
     """static: equal sequences together; maximum: more waiting than fit; burst: all at once; rate: Poisson arrivals;
-    closed: users back to back; serial: one user."""
+    closed: users back to back; serial: one user; http: users back to back, of equal lengths, through the API server."""
     level: float
     """Sequences, requests, requests per second or users; 0 for maximum."""
     num_requests: int
@@ -46,6 +49,8 @@ class Fact:
     memory_share: float
     """Of the GPU's memory, that the engine may use."""
     is_eager: bool
+    stream_interval: int
+    """Tokens per piece that the API server sends; 0: measured within the engine's process."""
     measure: str
     value: float
     source: str

@@ -90,7 +90,7 @@ def _median_error(fit: Fit, errors: Sequence[float]) -> float:
 
 def _show_evidence(evidence: Evidence, source: str) -> str:
     return _show(
-        {"value": evidence.value, "low": evidence.low, "high": evidence.high, "source": source}
+        {"value": evidence.value, "low": evidence.low, "high": evidence.high, "basis": "calibrated", "source": source}
     )  # fmt: skip
 
 

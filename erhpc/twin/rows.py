@@ -33,6 +33,8 @@ class Setting:
     tensor_parallel: int
     max_num_batched_tokens: int
     is_eager: bool = False
+    api_servers: int = 1
+    """Processes that stream the tokens, which come one by one."""
 
     def build(self, constants: Constants) -> Roofline:
         """The step time under some constants. Raises ConfigError for a shape that is none."""
@@ -44,6 +46,8 @@ class Setting:
             gpu="",
             constants=constants,
             is_eager=self.is_eager,
+            stream_interval=1,
+            api_servers=self.api_servers,
         )
 
 

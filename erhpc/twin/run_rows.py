@@ -16,6 +16,7 @@ from erhpc.results.record import PREDICTED
 from erhpc.results.store import read_levels, read_records
 from erhpc.twin.observations import Span, observe
 from erhpc.twin.rows import Row, Setting, choose_held_out, gather_rows
+from erhpc.twin.serving import count_api_servers
 
 MEASURED, EMULATED = "measured", "emulated"
 MAX_CLOCK_OFFSET_S = 0.001
@@ -93,6 +94,7 @@ def make_setting(expert: ExpertConfig) -> Setting:
         tensor_parallel=expert.tensor_parallel,
         max_num_batched_tokens=expert.max_num_batched_tokens,
         is_eager=bool(expert.engine_args.get("enforce-eager")),
+        api_servers=count_api_servers(expert.engine_args),
     )
 
 

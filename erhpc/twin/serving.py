@@ -5,7 +5,7 @@ One place for emulation and prediction, so that both follow the same model of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from erhpc.twin.step_time import Roofline, StepTime
 
 FLAGS = (
     "stream-interval",
+    "api-server-count",
     "enforce-eager",
     "async-scheduling",
     "no-async-scheduling",
@@ -60,6 +61,8 @@ class Serving:
     """From a request's arrival until it is queued: HTTP, template, tokenisation; any number at the same time."""
     stream_interval: int = 1
     """Tokens per piece of a streamed answer; the first comes alone."""
+    send_s: Callable[[int], float] = lambda _: 0.0
+    """What tokens of so many running answers, one each, keep the API server busy (see `Roofline.send_s`)."""
 
 
 def describe_serving(
@@ -77,6 +80,7 @@ def describe_serving(
     if constants is None:
         constants = load_constants(gpu, quantization=expert.quantization, kernel=expert.kernel, profile=profile)
     flags = _normalise(expert.engine_args)
+    interval = max(_count(flags, "stream-interval", default=1), 1)
     step_time = Roofline(
         expert.architecture,
         dtype=expert.dtype,
@@ -85,6 +89,8 @@ def describe_serving(
         gpu=gpu,
         constants=constants,
         is_eager=_is_set(flags, "enforce-eager", default=False),
+        stream_interval=interval,
+        api_servers=count_api_servers(expert.engine_args),
     )
     limits = Limits(
         max_num_seqs=expert.max_num_seqs,
@@ -95,8 +101,13 @@ def describe_serving(
         chunked_prefill=_is_set(flags, "enable-chunked-prefill", default=True),
         asynchronous=_is_set(flags, "async-scheduling", default=constants.profile.overlaps),
     )
-    interval = _count(flags, "stream-interval", default=1)
-    return Serving(step_time, limits, constants.profile.request_s, max(interval, 1))
+    request_s = constants.profile.request_s + constants.profile.http_s
+    return Serving(step_time, limits, request_s, interval, step_time.send_s)
+
+
+def count_api_servers(engine_args: Mapping[str, Any]) -> int:
+    """Processes that stream answers. Raises ConfigError if the flag holds no number."""
+    return max(_count(_normalise(engine_args), "api-server-count", default=1), 1)
 
 
 def _normalise(engine_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,5 +123,5 @@ def _is_set(flags: Mapping[str, Any], name: str, *, default: bool) -> bool:
 def _count(flags: Mapping[str, Any], name: str, *, default: int) -> int:
     given = flags.get(name, default)
     if not str(given).isdigit():
-        raise ConfigError(f"expert.engine_args: {name}={given!r} is no number of tokens. Allowed: 0, 1, 2, ...")
+        raise ConfigError(f"expert.engine_args: {name}={given!r} is no number. Allowed: 0, 1, 2, ...")
     return int(given)

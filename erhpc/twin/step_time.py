@@ -1,4 +1,4 @@
-"""How long one step of a serving engine takes: a roofline of the model's matrices, its KV cache and the host.
+"""How long one step of a serving engine takes: a roofline of the model's matrices, its KV cache, host and API server.
 
 It knows nothing of requests, queues or clocks: a step is a `Batch` of counts. The constants are data with a source
 each (`erhpc.twin.hardware`) and none was measured by this project; `erhpc.twin.validation` says how well they predict
@@ -8,7 +8,7 @@ published measurements.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot, isfinite
+from math import ceil, hypot, isfinite
 from typing import Protocol
 
 from erhpc.config import ArchitectureConfig
@@ -27,6 +27,13 @@ from erhpc.twin.hardware import DEFAULT_PROFILE, Constants, load_constants
 _KERNEL_LAUNCH_S = 4e-6
 """Fixed time of one matrix product (Vidur's tables at one token)."""
 _ELEMENTWISE_BANDWIDTH_SHARE = 0.8
+_LAYER_TORCH_CALLS = 7
+"""Calls into torch of a layer beside its products: two norms, split, rotation, KV write, attention, activation."""
+_LAYER_PRODUCTS = 4
+_PACKED_WEIGHTS = 8
+"""4-bit weights in the word that a kernel unpacks at a time."""
+_FLOPS_PER_INSTRUCTION = 4
+"""Of the fp16 peak outside the tensor cores: each lane multiplies and adds two halves."""
 _INFINITY = float("inf")
 
 
@@ -94,7 +101,8 @@ class DecodeLines:
     """Steps that only decode the same sequences: each takes the larger of two lines in the context tokens.
 
     The context grows by `num_seqs` per step. Where GPU and host overlap, the lines may cross once (a kink); where they
-    do not, both lines are their sum. Closed forms serve a simulation that jumps from event to event.
+    do not, the first line is their sum, the second the API server's or the same. Closed forms serve a simulation that
+    jumps from event to event.
     """
 
     num_seqs: int
@@ -162,6 +170,9 @@ class Roofline:
     replica spends its life under load. `constants` (calibrated, or drawn from the evidence) replaces what `gpu`,
     `kernel` and `profile` name. Raises ConfigError for an unknown name, a shape that is none of a model, and a
     tensor-parallel size that does not divide it.
+
+    Where answers are streamed through an API server, no step is shorter than it needs for the pieces of one: engines do
+    run ahead of it, but then wait for users who wait for it.
     """
 
     def __init__(
@@ -177,8 +188,17 @@ class Roofline:
         constants: Constants | None = None,
         kv_element_bytes: float | None = None,
         is_eager: bool = False,
+        stream_interval: int = 0,
+        api_servers: int = 1,
     ) -> None:
-        """`kv_element_bytes` None: as the dtype; `is_eager`: without CUDA graphs (vLLM's enforce_eager)."""
+        """Say what runs.
+
+        Args:
+            kv_element_bytes: None: as the dtype.
+            is_eager: without CUDA graphs (vLLM's enforce_eager).
+            stream_interval: tokens per piece of a streamed answer; 0: answers do not pass an API server.
+            api_servers: its processes.
+        """
         require_choice("dtype", dtype, tuple(DTYPE_BYTES))
         check_shape(architecture, tensor_parallel)
         chosen = constants or load_constants(gpu, quantization=quantization, kernel=kernel, profile=profile)
@@ -199,8 +219,15 @@ class Roofline:
         self._layer_weights = count_layer_weights(architecture, tensor_parallel)
         peaks = {"value": self._peak_flops, "fp8": chosen.gpu.peak_fp8_flops, "int8": chosen.gpu.peak_int8_flops}
         self._product_flops = peaks[chosen.kernel.units] * chosen.gpu.compute_share * chosen.kernel.compute_share_factor
+        self._instructions_per_s = chosen.gpu.peak_vector_flops / _FLOPS_PER_INSTRUCTION
         kv_bytes = self._value_bytes if kv_element_bytes is None else kv_element_bytes
         require_range("kv_element_bytes", kv_bytes, 0.5, 8)
+        require_range("stream_interval", stream_interval, 0)
+        require_range("api_servers", api_servers, 1)
+        frame_s = self._profile.host_factor * self._profile.frame_s / api_servers
+        self._first_send_s = frame_s if stream_interval else 0.0
+        self._next_send_s = frame_s / stream_interval if stream_interval else 0.0
+        self._merge_max_seqs = self._profile.merge_max_seqs * api_servers
         heads = count_kv_heads(architecture, tensor_parallel)
         self._kv_token_bytes = 2 * architecture.num_layers * heads * read_head_dim(architecture) * kv_bytes
         self._lines: dict[int, DecodeLines] = {}
@@ -211,14 +238,21 @@ class Roofline:
         """KV cache of one token on one GPU, as this step time reads it."""
         return self._kv_token_bytes
 
+    def send_s(self, num_seqs: int) -> float:
+        """What tokens of so many running answers, one each, keep the API server busy; 0 where it holds nothing back."""
+        return num_seqs * self._next_send_s if num_seqs > self._merge_max_seqs else 0.0
+
     def step_s(self, batch: Batch) -> float:
         """Seconds from the start of this step to the start of the next."""
         if not batch.num_prefill_tokens and batch.num_decode_seqs and batch.num_logit_rows == batch.num_decode_seqs:
             return self.decode_lines(batch.num_decode_seqs).step_s(batch.decode_context_tokens)
         gpu_s, host_s = self._gpu_s(batch), self._host_s(batch)
-        if self._profile.overlaps:
-            return max(gpu_s, host_s) + self._profile.gap_s
-        return gpu_s + host_s
+        engine_s = max(gpu_s, host_s) + self._profile.gap_s if self._profile.overlaps else gpu_s + host_s
+        if batch.num_logit_rows <= self._merge_max_seqs:
+            return engine_s
+        # The first token of an answer is a piece of its own.
+        num_first = max(batch.num_logit_rows - batch.num_decode_seqs, 0)
+        return max(engine_s, batch.num_decode_seqs * self._next_send_s + num_first * self._first_send_s)
 
     def decode_lines(self, num_seqs: int) -> DecodeLines:
         """The closed form of steps that decode `num_seqs` sequences and nothing else; kept per `num_seqs`."""
@@ -233,14 +267,16 @@ class Roofline:
         profile = self._profile
         gpu = DecodeLine(self._gpu_s(batch), self._kv_read_s())
         host = DecodeLine(self._host_s(batch), profile.host_factor * profile.block_s / BLOCK_TOKENS)
+        send_s = self.send_s(num_seqs)
         if profile.overlaps:
+            # Where a host counts blocks and the API server is busy, too, blocks come on top: no engine known does both.
             return DecodeLines(
                 num_seqs,
                 DecodeLine(gpu.base_s + profile.gap_s, gpu.per_context_token_s),
-                DecodeLine(host.base_s + profile.gap_s, host.per_context_token_s),
+                DecodeLine(max(host.base_s + profile.gap_s, send_s), host.per_context_token_s),
             )
         both = DecodeLine(gpu.base_s + host.base_s, gpu.per_context_token_s + host.per_context_token_s)
-        return DecodeLines(num_seqs, both, both)
+        return DecodeLines(num_seqs, both, DecodeLine(send_s, 0.0) if send_s > both.base_s else both)
 
     def _gpu_s(self, batch: Batch) -> float:
         layers_s = self._layers.get(batch.num_tokens)
@@ -250,6 +286,7 @@ class Roofline:
 
     def _layers_s(self, num_tokens: int) -> float:
         products_s = sum(self._product_s(weights, num_tokens) for weights in self._layer_weights)
+        products_s += self._split_s(num_tokens)
         return self._shape.num_layers * (products_s + self._gpu.layer_s + self._elementwise_s(num_tokens))
 
     def _product_s(self, weights: float, num_tokens: int) -> float:
@@ -262,7 +299,29 @@ class Roofline:
             compute_s = flops / (self._peak_flops * gpu.compute_share)
             return widened_s + hypot(read_s, compute_s) + 2 * _KERNEL_LAUNCH_S
         read_s = weights * self._weight_bytes / (bandwidth * gpu.weight_share * kernel.weight_share_factor)
+        if kernel.tile_rows:
+            # Such a kernel loads, unpacks and multiplies in turn, and unpacks again for every tile of rows.
+            return read_s + self._unpack_s(weights, num_tokens) + _KERNEL_LAUNCH_S
         return hypot(read_s, flops / self._product_flops) + _KERNEL_LAUNCH_S
+
+    def _unpack_s(self, weights: float, num_tokens: int) -> float:
+        """Unpacking for every tile, and multiplying: with row_instructions each row, or in the tensor cores."""
+        kernel = self._kernel
+        instructions = kernel.unpack_instructions * ceil(num_tokens / kernel.tile_rows)
+        instructions += kernel.row_instructions * num_tokens
+        multiply_s = 0.0 if kernel.row_instructions else 2 * weights * num_tokens / self._product_flops
+        return weights / _PACKED_WEIGHTS * instructions / self._instructions_per_s + multiply_s
+
+    def _split_s(self, num_tokens: int) -> float:
+        """Per layer: partial sums of a product that is split over its depth are written, and read to be added up."""
+        kernel, shape = self._kernel, self._shape
+        if kernel.split_k <= 1 or 0 < kernel.widen_rows < num_tokens:
+            return 0.0
+        heads = shape.num_attention_heads / self._tensor_parallel + 2 * count_kv_heads(shape, self._tensor_parallel)
+        outputs = heads * read_head_dim(shape) + 2 * shape.hidden_size
+        outputs += 2 * shape.intermediate_size / self._tensor_parallel
+        moved_bytes = 2 * kernel.split_k * outputs * num_tokens * self._value_bytes
+        return moved_bytes / (_ELEMENTWISE_BANDWIDTH_SHARE * self._gpu.bandwidth_bytes_per_s)
 
     def _elementwise_s(self, num_tokens: int) -> float:
         """Activations that norms, rotations and the gate read and write, per layer."""
@@ -302,7 +361,8 @@ class Roofline:
 
     def _host_s(self, batch: Batch) -> float:
         profile = self._profile
-        launch_s = self._kernel.eager_layer_s * self._shape.num_layers if self._is_eager else 0.0
+        calls = self._shape.num_layers * (_LAYER_TORCH_CALLS + _LAYER_PRODUCTS * self._kernel.torch_calls)
+        launch_s = self._kernel.eager_call_s * calls if self._is_eager else 0.0
         parallel_s = profile.tensor_parallel_s if self._tensor_parallel > 1 else 0.0
         blocks_s = profile.block_s * batch.decode_context_tokens / BLOCK_TOKENS
         seqs_s = profile.seq_s * batch.num_seqs

@@ -1,7 +1,7 @@
-"""How far the step times are from published measurements: errors per slice, and how many lie in the intervals.
+"""How far the step times are from measurements: errors per slice, and how many lie in the intervals.
 
-A slice is one engine profile, GPU, kernel and kind of number. Recorded errors and the test that compares with them lie
-in tests/; `python -m tests.bench.twin` prints the tables.
+A slice is one engine profile, GPU, kernel and kind of number; what this project measured makes slices of its own.
+Recorded errors and the test that compares with them lie in tests/; `python -m tests.bench.twin` prints the tables.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from random import Random
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+
 from erhpc.config import ArchitectureConfig, ExpertConfig
 from erhpc.errors import InputError, PlacementError
 from erhpc.plan.gpus import find_gpu
 from erhpc.plan.memory import KV_ELEMENT_BYTES, fit_memory
+from erhpc.twin.demand import ClosedLoop, Demand, GatewayModel, ReplicaModel
 from erhpc.twin.evidence import NORMAL_95
-from erhpc.twin.hardware import DATA, Constants, Kernel, draw_constants, load_constants
-from erhpc.twin.measured import Fact
+from erhpc.twin.hardware import DATA, Choose, Constants, Kernel, central, draw_constants, load_constants
+from erhpc.twin.measured import OWN_SOURCE, Fact
+from erhpc.twin.serving import describe_serving
+from erhpc.twin.simulation import simulate
 from erhpc.twin.step_time import Roofline
 from erhpc.twin.trial import (
     STARVED_SEQS,
@@ -36,6 +41,10 @@ from erhpc.twin.trial import (
 
 REQUESTS_PER_USER = 40
 """Requests of a closed loop per user: enough for a steady median."""
+HTTP_REQUESTS_PER_USER = 4
+"""Of a level over HTTP, the first and the last of each user not counted."""
+HTTP_STARTS_PER_S = 1000
+"""Users that begin per second, as clients let them."""
 _SEED = 20260101
 _TEN_POWER = {"out_tok_s": 1.0, "ttft_ms": 1e3, "tpot_ms": 1e3}
 
@@ -76,18 +85,30 @@ class SliceError:
 
 def slice_of(fact: Fact) -> tuple[str, ...]:
     """The slice a fact belongs to."""
-    return fact.profile, fact.gpu, fact.kernel, fact.measure
+    own = " (own)" if is_own(fact) else ""
+    return fact.profile, fact.gpu + own, fact.kernel, fact.measure
 
 
-def compare_facts(facts: Iterable[Fact], *, draws: int = 0) -> list[Comparison]:
-    """Predict every fact that is not left out; `draws` > 1 sets of constants give the intervals."""
+def is_own(fact: Fact) -> bool:
+    """Whether this project measured it; only the API server's constant is taken from such facts."""
+    return fact.source.startswith(OWN_SOURCE)
+
+
+def compare_facts(facts: Iterable[Fact], *, draws: int = 0, choose: Choose = central) -> list[Comparison]:
+    """Predict every fact that is not left out.
+
+    Args:
+        facts: of the shipped table, or others.
+        draws: more than 1 sets of constants give the intervals.
+        choose: which value each constant has in the prediction itself.
+    """
     kept = [fact for fact in facts if not fact.left_out]
     outcomes: dict[Fact, list[Outcome]] = {}
     comparisons = []
     for fact in kept:
         trial = replace(fact, measure="", value=0.0, source="")
         if trial not in outcomes:
-            outcomes[trial] = [_predict(trial, constants) for constants in _constant_sets(trial, draws)]
+            outcomes[trial] = [_predict(trial, constants) for constants in _constant_sets(trial, draws, choose)]
         comparisons.append(_compare(fact, outcomes[trial]))
     return comparisons
 
@@ -129,11 +150,16 @@ def read_shape(model: str) -> ArchitectureConfig:
     return ArchitectureConfig(**shapes[model])
 
 
-def _constant_sets(fact: Fact, draws: int) -> list[Constants]:
+def choose_constants(fact: Fact, choose: Choose = central) -> Constants:
+    """The constants of what a fact was measured on."""
+    return load_constants(fact.gpu, quantization=None, kernel=fact.kernel, profile=fact.profile, choose=choose)
+
+
+def _constant_sets(fact: Fact, draws: int, choose: Choose) -> list[Constants]:
     """The values themselves, then `draws` sets from their ranges, the same for every fact of a machine and engine."""
     chosen: dict[str, Any] = {"quantization": None, "kernel": fact.kernel, "profile": fact.profile}
     rng = Random(f"{_SEED} {fact.gpu} {fact.kernel} {fact.profile}")
-    return [load_constants(fact.gpu, **chosen), *(draw_constants(rng, draws, fact.gpu, **chosen) if draws else [])]
+    return [choose_constants(fact, choose), *(draw_constants(rng, draws, fact.gpu, **chosen) if draws else [])]
 
 
 def _build(fact: Fact, constants: Constants | None) -> Roofline:
@@ -151,17 +177,24 @@ def _build(fact: Fact, constants: Constants | None) -> Roofline:
     )
 
 
-def _count_kv_tokens(fact: Fact, roofline: Roofline) -> int:
-    """Tokens of KV cache, by the same arithmetic as a plan's; 0 when not one fits."""
-    kernel: Kernel = roofline.constants.kernel
-    expert = ExpertConfig(
+def _describe_expert(fact: Fact, kernel: Kernel) -> ExpertConfig:
+    return ExpertConfig(
         model=fact.model,
         architecture=read_shape(fact.model),
         quantization=kernel.stored_as or None,
+        kernel=fact.kernel,
         tensor_parallel=fact.tensor_parallel,
         gpu_memory_utilization=fact.memory_share,
         max_model_len=0,
+        max_num_seqs=fact.max_num_seqs,
+        max_num_batched_tokens=fact.max_num_batched_tokens,
+        engine_args={"stream-interval": fact.stream_interval, "enforce-eager": fact.is_eager},
     )
+
+
+def _count_kv_tokens(fact: Fact, roofline: Roofline) -> int:
+    """Tokens of KV cache, by the same arithmetic as a plan's; 0 when not one fits."""
+    expert = _describe_expert(fact, roofline.constants.kernel)
     try:
         tokens = fit_memory("measured", expert, find_gpu(fact.gpu)).kv_capacity_tokens
     except PlacementError:
@@ -181,7 +214,31 @@ def _engine(fact: Fact, roofline: Roofline) -> Engine:
     )
 
 
+def _predict_http(fact: Fact, constants: Constants) -> Outcome:
+    """What a plan would predict of such users."""
+    kv_tokens = _count_kv_tokens(fact, _build(fact, constants))
+    expert = replace(_describe_expert(fact, constants.kernel), max_model_len=fact.input_tokens + fact.output_tokens)
+    serving = describe_serving(
+        expert, gpu=fact.gpu, profile=fact.profile, kv_capacity_tokens=kv_tokens, constants=constants
+    )
+    model = ReplicaModel(replica=fact.model, expert=fact.model, limits=serving.limits, step_time=serving.step_time)
+    users = int(fact.level)
+    load = ClosedLoop(users=users, num_requests=HTTP_REQUESTS_PER_USER * users, ramp_s=users / HTTP_STARTS_PER_S)
+    demand = Demand(prompt_tokens=[fact.input_tokens], answer_tokens=[fact.output_tokens])
+    prediction = simulate([[model]], demand, load, GatewayModel(latency_s=serving.request_s))
+    counted = [index for index, number in enumerate(prediction.sequence) if 0 < number < HTTP_REQUESTS_PER_USER - 1]
+    sent_s, first_s, last_s = prediction.sent_s, prediction.first_token_s, prediction.last_token_s
+    return Outcome(
+        ttft_s=float(np.median((first_s - sent_s)[counted])),
+        tpot_s=float(np.median((last_s - first_s)[counted]) / max(fact.output_tokens - 1, 1)),
+        # As the source has it: users times tokens over the mean time of an answer (Little's law).
+        out_tok_s=users * fact.output_tokens / float(np.mean((last_s - sent_s)[counted])),
+    )
+
+
 def _predict(fact: Fact, constants: Constants) -> Outcome:
+    if fact.load == "http":
+        return _predict_http(fact, constants)
     engine = _engine(fact, _build(fact, constants))
     if fact.load == "static":
         return run_static_batch(engine, int(fact.level), fact.input_tokens, fact.output_tokens)

@@ -115,6 +115,8 @@ def test_flags_of_vllm_that_change_what_tokens_do_count_here_too():
     serving = serve(engine_args={"stream-interval": 8, "long-prefill-token-threshold": 512, "swap-space": 4})
 
     assert serving.stream_interval == 8
+    assert serving.send_s(256) == pytest.approx(serve().send_s(256) / 8)
+    assert serve(engine_args={"api-server-count": 2}).send_s(512) == pytest.approx(serve().send_s(512) / 2)
     assert serving.limits.long_prefill_token_threshold == 512
 
 

@@ -110,7 +110,7 @@ def test_the_knee_is_where_throughput_begins_to_grow_less_than_half_as_fast_as_t
 
 
 def test_too_few_seats_are_named_as_what_holds_a_level_back():
-    told = forecast("baseline_llama3_8b_tp8", "workload.users=[50,100,400,800]", "experts.baseline.max_num_seqs=100")
+    told = forecast("baseline_llama3_8b_tp8", "workload.users=[25,100,400,800]", "experts.baseline.max_num_seqs=100")
 
     assert told.levels[told.knee].point.users == 100
     assert [level.cause and level.cause.word for level in told.levels] == [None, None, "max_num_seqs", "max_num_seqs"]
@@ -126,6 +126,18 @@ def test_what_the_gpu_computes_is_named_where_nothing_else_is_short():
     told = forecast("baseline_llama3_70b_tp8", "workload.users=[20,50,100,200]")
 
     assert told.levels[-1].cause.word == "compute"
+
+
+def test_an_api_server_that_cannot_stream_faster_is_named_with_what_relieves_it():
+    settings = ("baseline_llama3_8b_tp8", "workload.users=[64,128,256,512]")
+    told = forecast(*settings)
+    relieved = forecast(*settings, "+experts.baseline.engine_args={stream-interval:8}")
+
+    assert told.levels[-1].cause.word == "api_server"
+    assert "stream-interval" in told.levels[-1].cause.detail
+    assert "api_server" not in [level.cause and level.cause.word for level in relieved.levels]
+    rates = [result.levels[-1].row["output_tokens_per_s"] for result in (told, relieved)]
+    assert rates[0] < 0.75 * rates[1]
 
 
 def test_a_skewed_router_is_named_and_costs_throughput():

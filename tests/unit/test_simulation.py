@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erhpc.config import RouterConfig
+from erhpc.config import ArchitectureConfig, RouterConfig
 from erhpc.errors import ConfigError, InputError
 from erhpc.routing.rules import make_rule
 from erhpc.twin.balancing import make_balancer
@@ -16,7 +16,7 @@ from erhpc.twin.decode_times import DecodeTimes
 from erhpc.twin.demand import ClosedLoop, Demand, GatewayModel, OpenLoop, ReplicaModel
 from erhpc.twin.scheduler import Limits, count_kv_tokens
 from erhpc.twin.simulation import simulate
-from erhpc.twin.step_time import Batch
+from erhpc.twin.step_time import Batch, Roofline
 from tests.unit.stepwise import simulate_stepwise
 
 
@@ -129,6 +129,26 @@ def test_jumps_equal_single_steps_in_an_open_loop(rows, rules, step_time, spread
     due_s = np.sort([row[3] / 1e6 * spread_s for row in rows]) + 1e-7 * np.arange(len(rows))
 
     assert_equal_to_single_steps(pools, demand_of(rows), OpenLoop(due_s=due_s))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("stream_interval", [1, 4])
+def test_jumps_equal_single_steps_where_an_api_server_holds_answers_back(asynchronous, stream_interval):
+    free, streamed = (
+        Roofline(
+            ArchitectureConfig(2, 256, 512, 4, 4, 4096), dtype="bfloat16", quantization=None, tensor_parallel=1,
+            gpu="h200_141", stream_interval=interval,
+        )
+        for interval in (0, stream_interval)
+    )  # fmt: skip
+    rules = {"max_num_seqs": 200, "max_num_batched_tokens": 512, "num_gpu_blocks": 4000, "asynchronous": asynchronous}
+    demand = demand_of([(length % 90 + 1, length % 37 + 2, 0, length) for length in range(7, 300, 7)])
+    load = ClosedLoop(users=180, num_requests=400)
+
+    predicted = assert_equal_to_single_steps([pool_of(step_time=streamed, **rules)], demand, load)
+
+    unhindered = simulate([pool_of(step_time=free, **rules)], demand, load)
+    assert predicted.last_token_s.max() > 1.2 * unhindered.last_token_s.max()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -169,6 +169,54 @@ def test_legacy_four_bit_kernels_are_slower_than_marlin_and_lose_to_16_bits_in_l
         assert legacy.step_s(decode(128)) > 1.2 * roofline().step_s(decode(128))
 
 
+def test_a_legacy_kernel_unpacks_again_for_every_tile_of_rows():
+    eight, nine = (roofline(kernel="gptq_legacy").step_s(decode(count)) for count in (8, 9))
+    rows_s = roofline(kernel="gptq_legacy").step_s(decode(8)) - roofline(kernel="gptq_legacy").step_s(decode(7))
+
+    # 9 instructions per 8 of 6.98e9 weights for the second pass, as many for the ninth row, at 78 / 4 T per second.
+    assert nine - eight - rows_s == pytest.approx(9 / 8 * 6.98e9 / 19.5e12, rel=0.02)
+
+
+def test_steps_of_many_streams_are_no_shorter_than_the_api_server_needs_for_their_pieces():
+    free, streamed = (roofline(LLAMA3_8B, tensor_parallel=8, stream_interval=interval) for interval in (0, 1))
+    frame_s = load_constants("a100_80", quantization=None).profile.frame_s
+
+    assert streamed.step_s(decode(256)) == pytest.approx(256 * frame_s)
+    assert streamed.step_s(decode(256)) > 1.2 * free.step_s(decode(256))
+    assert streamed.send_s(256) == pytest.approx(256 * frame_s)
+    # Up to 128 sequences, tokens that it is late with leave as one piece.
+    assert streamed.step_s(decode(128)) == free.step_s(decode(128))
+    assert streamed.send_s(128) == free.send_s(256) == 0
+
+
+@pytest.mark.parametrize("relief", [{"stream_interval": 8}, {"stream_interval": 1, "api_servers": 4}])
+def test_longer_pieces_and_more_processes_relieve_the_api_server(relief):
+    free, relieved = roofline(tensor_parallel=8), roofline(tensor_parallel=8, **relief)
+
+    assert relieved.step_s(decode(256)) == free.step_s(decode(256))
+
+
+@pytest.mark.parametrize("profile", ["vllm-v0", "vllm-v1-async", "vllm-v1-sync"])
+@pytest.mark.parametrize("num_seqs", [128, 300, 512])
+def test_the_closed_form_of_streamed_decodes_is_the_sum_of_their_steps(profile, num_seqs):
+    model = roofline(profile=profile, tensor_parallel=4, gpu="h200_141", stream_interval=1)
+    context = num_seqs * 10
+    steps_s = [model.step_s(Batch(num_seqs, context + n * num_seqs, num_logit_rows=num_seqs)) for n in range(4000)]
+
+    lines = model.decode_lines(num_seqs)
+
+    for count in (1, 700, 4000):
+        assert lines.run_s(context, count) == pytest.approx(sum(steps_s[:count]))
+
+
+def test_first_tokens_are_pieces_of_their_own_however_long_the_others_are():
+    model = roofline(tensor_parallel=8, stream_interval=64)
+    tiny = Batch(200, 200, 200, 200, 100.0, 400)
+    frame_s = load_constants("a100_80", quantization=None).profile.frame_s
+
+    assert model.step_s(tiny) == pytest.approx(200 * frame_s + 200 / 64 * frame_s)
+
+
 def test_an_fp8_cache_is_read_in_half_the_time():
     half, full = roofline(kv_element_bytes=1), roofline()
 

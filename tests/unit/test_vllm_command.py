@@ -74,6 +74,16 @@ def test_the_cpu_compiles_nothing_and_has_no_gpu_memory():
     assert "--gpu-memory-utilization" not in argv
 
 
+@pytest.mark.parametrize("name", ["api-server-count", "api_server_count"])
+def test_several_api_servers_are_started_by_vllm_serve_which_alone_heeds_their_number(name):
+    expert = ExpertConfig(model="tiny", architecture=SHAPE, engine_args={name: 2})
+    argv = build(expert)
+
+    assert argv[1:4] == ("-m", "vllm.entrypoints.cli.main", "serve")
+    assert value_of(argv, f"--{name}") == "2"
+    assert {"--host", "--port"} <= set(argv)
+
+
 def test_the_first_leg_serves_http_and_names_the_meeting_point():
     expert = ExpertConfig(model="tiny", architecture=SHAPE, tensor_parallel=8)
     argv = build(expert, leg=0, num_legs=2, head_address="{address0}", rendezvous_port="{port7}")

@@ -1,6 +1,7 @@
 """How far predicted step times are from published measurements: a table per slice.
 
-python -m tests.bench.twin                        the shipped table of facts
+python -m tests.bench.twin                        the shipped table of facts, and each source predicted without it
+python -m tests.bench.twin --constants            every constant, what it rests on, and why if it was fitted
 python -m tests.bench.twin --rows FILE            collected rows in the form of measured_serving.csv
 python -m tests.bench.twin --rows FILE --write    the same, and make them the shipped table
 python -m tests.bench.twin --record               take today's errors as those that must not get worse
@@ -15,7 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from erhpc.twin.measured import MEASURED_FILE, Fact, read_facts, write_facts
-from erhpc.twin.validation import Comparison, SliceError, compare_facts, explain_left_out, slice_of, summarise
+from erhpc.twin.validation import Comparison, SliceError, compare_facts, explain_left_out, is_own, slice_of, summarise
+from tests.bench.twin.constants import list_constants, list_sharers
+from tests.bench.twin.leaving_out import Refit
+from tests.bench.twin.own import read_own_facts
 from tests.bench.twin.published import interpret_rows
 from tests.bench.twin.recorded import write_errors
 
@@ -23,10 +27,12 @@ DRAWS = 12
 
 
 def is_vllm_16_bit(fact: Fact) -> bool:
-    return fact.profile.startswith("vllm") and fact.kernel == "plain"
+    return fact.profile.startswith("vllm") and fact.kernel == "plain" and not is_own(fact)
 
 
 def family(fact: Fact) -> tuple[str, ...]:
+    if is_own(fact):
+        return ("own: vLLM over HTTP",)
     return ("vLLM 16 bit" if is_vllm_16_bit(fact) else "other engines and quantised",)
 
 
@@ -48,14 +54,46 @@ def print_left_out(facts: Sequence[Fact], refused: Counter[str]) -> None:
         print(f"  {count:4}  {reason}")
 
 
+def print_sources(refit: Refit) -> None:
+    """Each source as predicted with the shipped numbers, and with numbers fitted without it."""
+    print("\nWithout their source: the fitted numbers fitted again without it (own measurements set none of them)")
+    print(f"{'':42}  facts  median    p90  without: median    p90   told by no other source")
+    for source in refit.list_sources():
+        left = refit.leave_out(source)
+        (shipped,), (refitted,) = (summarise(side, lambda _: ("",)) for side in (left.shipped, left.refitted))
+        untold = ", ".join(f"{constant.entry} {constant.name}" for constant in left.untold)
+        print(f"{source:42}  {shipped.num_facts:5}  {shipped.median:6.1%} {shipped.p90:6.1%}          "
+              f"{refitted.median:6.1%} {refitted.p90:6.1%}   {untold}")  # fmt: skip
+    print(f"\n{'fitted to all of them':42}  shipped     fit")
+    for constant, value in refit.fit_all().items():
+        print(f"{f'{constant.kind} {constant.entry} {constant.name}':42}  {constant.evidence.value:7.3g} {value:7.3g}")
+
+
+def print_constants() -> None:
+    """Every constant of GPUs, kernels and profiles."""
+    for constant in list_constants():
+        known = constant.evidence
+        sharers = f" (shared by {', '.join(list_sharers(constant.name))})" if constant.kind == "shared" else ""
+        reason = f"; {known.reason}" if known.reason else ""
+        print(f"{constant.kind:8} {constant.entry:15} {constant.name:22} {known.value:9.4g} [{known.low:.4g}, "
+              f"{known.high:.4g}] {known.basis:10} {known.source}{reason}{sharers}")  # fmt: skip
+    counts = Counter(constant.evidence.basis for constant in list_constants())
+    print(f"\n{len(list_constants())} constants: {', '.join(f'{count} {basis}' for basis, count in counts.items())}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, help="collected rows instead of the shipped table")
     parser.add_argument("--write", action="store_true", help="write the facts of --rows to the shipped table")
     parser.add_argument("--record", action="store_true", help="record the errors of the shipped table")
     parser.add_argument("--each", action="store_true", help="print every fact, too")
+    parser.add_argument("--constants", action="store_true", help="print the constants, and nothing else")
+    parser.add_argument("--without-sources", action="store_true", help="don't predict each source from the others")
     parser.add_argument("--draws", type=int, default=DRAWS, help="sets of constants behind each interval")
     options = parser.parse_args(arguments)
+    if options.constants:
+        print_constants()
+        return
     refused: Counter[str] = Counter()
     if options.rows is None:
         facts = read_facts()
@@ -63,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found, refused = interpret_rows(options.rows)
         facts = [replace(fact, left_out=explain_left_out(fact)) for fact in found]
     if options.write:
-        write_facts(MEASURED_FILE, facts)
+        write_facts(MEASURED_FILE, [*facts, *read_own_facts()])
     comparisons = compare_facts(facts, draws=options.draws)
     if options.each:
         for c in comparisons:
@@ -80,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(
         "Left out, for the record", compare_facts(left_out), lambda fact: (fact.profile, fact.load, fact.measure)
     )
+    if options.rows is None and not options.without_sources:
+        print_sources(Refit(facts))
     if options.record:
         write_errors(summarise(comparisons))
 

@@ -57,6 +57,7 @@ def interpret_row(row: dict[str, str]) -> list[Fact]:
     if row["dtype"] not in KERNELS:
         raise ValueError(f"no kernel for {row['dtype']}")
     common: dict[str, Any] = {
+        "stream_interval": 0,  # all of them were measured within the engine's process
         "model": _model(row["model"]),
         "gpu": GPUS[row["gpu"]],
         "tensor_parallel": int(row["tp"]),
