@@ -110,7 +110,7 @@ class LevelStore:
         return [f"{num_new} processes of the gateway died and were started again"] if num_new else []
 
     async def _save_gateway_metrics(self) -> None:
-        """Keep the gateway's counters beside the records: they must tell of the same number of requests."""
+        """Keep the gateway's counters beside the records: they tell the same, but for what was cut as it was sent."""
         if self._status_url is None:
             return
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
