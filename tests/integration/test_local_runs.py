@@ -80,6 +80,7 @@ def test_a_run_on_two_emulated_nodes_ends_with_a_record_per_request(tmp_path):
     assert len(set(records["replica"])) > 1
     assert "EMULATED" in output
     assert output.rstrip().endswith("finished")
+    assert output.splitlines().count("finished") == 1
     assert_nothing_is_left(run)
 
 
