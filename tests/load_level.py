@@ -29,7 +29,7 @@ PROMPTS = [Prompt(f"p{number}", "math", f"What is {number} + {number}?") for num
 def make_spec(url: str, *, load: LoadConfig | None = None, **workload: object) -> ClientSpec:
     """Short answers and a short level, unless told otherwise."""
     lengths = LengthConfig(kind="uniform", low=4, high=12, mean=8)
-    times = {"warmup_s": 0.1, "warmup_max_s": 0.1, "measure_s": 0.5, "drain_s": 5.0, "output_tokens": lengths}
+    times = {"warmup_s": 0.1, "warmup_max_s": 0.1, "measure_s": 0.5, "drain_s": 60.0, "output_tokens": lengths}
     config = WorkloadConfig(**(times | workload))
     return ClientSpec(
         url=url, model="auto", level=2, workload=config, load=load or LoadConfig(), seed=5, output="unused"

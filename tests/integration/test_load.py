@@ -142,7 +142,7 @@ async def test_users_think_as_long_as_they_are_told_to():
         for user in range(5)
         for earlier, later in zip(of_user(part, user), of_user(part, user)[1:], strict=False)
     ]
-    assert len(pauses_s) > 30
+    assert len(pauses_s) > 10
     assert pauses_s == pytest.approx([0.05] * len(pauses_s), abs=1e-6)
 
 
