@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ from erhpc.results.atomic import write_atomically
 from erhpc.results.paths import RunPaths
 from erhpc.results.record import ClientPart, LevelIdentity
 from erhpc.results.summary import summarise_level
-from erhpc.results.telemetry import KEEP_S
+from erhpc.results.telemetry import KEEP_S, Lookback
 
 _TELEMETRY_TIMEOUT_S = 2.0
 
@@ -88,15 +89,13 @@ class LevelStore:
         return row
 
     async def _read_lags(self, parts: list[ClientPart]) -> tuple[float | None, float | None, list[str]]:
-        """Lag of the gateway, worst lag of the emulated experts since the window began, and what was wrong."""
-        # The drain after the window counts too. Clients on other nodes have other clocks, but one window.
-        start_ns = min(part.window_start_monotonic_ns - part.clock_offset_ns for part in parts)
-        window_s = min((time.monotonic_ns() - start_ns) / 1e9, KEEP_S)
+        """Lag of the gateway, worst lag of the emulated experts, and what was wrong."""
+        lookback = _look_back(parts, time.monotonic_ns())
         servers = {"gateway": self._status_url} if self._status_url else {}
         if self._plan.is_emulated:
             names = (replica.replica for replica in self._plan.replicas)
             servers |= dict(zip(names, self._replica_urls, strict=True))
-        answers = await asyncio.gather(*(self._ask(url, window_s) for url in servers.values()))
+        answers = await asyncio.gather(*(self._ask(url, lookback) for url in servers.values()))
         found = dict(zip(servers, answers, strict=True))
         lags_s = {name: answer.lateness_s for name, answer in found.items() if isinstance(answer, _Telemetry)}
         complaints = [f"{name}: no telemetry ({answer})" for name, answer in found.items() if isinstance(answer, str)]
@@ -110,17 +109,18 @@ class LevelStore:
         return [f"{num_new} processes of the gateway died and were started again"] if num_new else []
 
     async def _save_gateway_metrics(self) -> None:
-        """Keep the gateway's counters beside the records: they must tell of the same number of requests."""
+        """Keep the gateway's counters beside the records: they tell the same, but for what was cut as it was sent."""
         if self._status_url is None:
             return
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with self._session.get(f"{self._status_url}/metrics") as answer:
                 write_atomically(self._run.gateway_metrics, await answer.read())
 
-    async def _ask(self, url: str, window_s: float) -> _Telemetry | str:
+    async def _ask(self, url: str, lookback: Lookback) -> _Telemetry | str:
         """How a server fared; a text says why it does not tell."""
         try:
-            async with self._session.get(f"{url}/telemetry", params={"window_s": f"{window_s:.3f}"}) as answer:
+            params = {"window_s": f"{lookback.window_s:.3f}", "ago_s": f"{lookback.ago_s:.3f}"}
+            async with self._session.get(f"{url}/telemetry", params=params) as answer:
                 if answer.status != 200:
                     return f"HTTP {answer.status}"
                 return _decode_telemetry(await answer.read())
@@ -159,3 +159,20 @@ class LevelStore:
         )
         store.append_level(self._run, identity, parts, row)
         return row
+
+
+def _look_back(parts: Sequence[ClientPart], now_ns: int) -> Lookback:
+    """From the window's begin to the end of the last request that counts: what is cut after it keeps servers busy too.
+
+    Clients on other nodes have other clocks, but one window. Of what was longer ago than servers remember, the rest.
+    """
+    start_ns = min(part.window_start_monotonic_ns - part.clock_offset_ns for part in parts)
+    ends_ns = [
+        record.end_monotonic_ns - part.clock_offset_ns
+        for part in parts
+        for record in part.records
+        if record.phase != "drain"
+    ]
+    since_s = min((now_ns - start_ns) / 1e9, KEEP_S)
+    ago_s = max(0.0, (now_ns - max(ends_ns, default=now_ns)) / 1e9)
+    return Lookback(since_s - ago_s, ago_s) if ago_s < since_s else Lookback(since_s)

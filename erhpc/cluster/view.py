@@ -80,10 +80,11 @@ class LiveView:
 
 
 class LineView:
-    """A line for each thing that happens."""
+    """A line for each thing that happens; the end is one too if it `tells_end`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, tells_end: bool = True) -> None:
         self._console = console
+        self._tells_end = tells_end
         self._state = ""
         self._ready: set[str] = set()
         self._num_levels = 0
@@ -92,6 +93,8 @@ class LineView:
         """Print what is new since the last time."""
         if status is not None:
             self._show_news(status)
+            if status.is_final and not self._tells_end:
+                return
         state = describe_state(status, queue)
         if state != self._state:
             self._say(state)
@@ -114,8 +117,8 @@ class LineView:
 
 
 def make_view(console: Console, title: str) -> LiveView | LineView:
-    """The view that suits the console."""
-    return LiveView(console, title) if console.is_terminal else LineView(console)
+    """The view that suits the console. How the run ended, whoever follows it says after its results."""
+    return LiveView(console, title) if console.is_terminal else LineView(console, tells_end=False)
 
 
 def draw_status(title: str, status: RunStatus | None, queue: QueueState) -> RenderableType:

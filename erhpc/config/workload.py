@@ -118,7 +118,8 @@ class WorkloadConfig:
     measure_requests: int | None = None
     """End the window as soon as so many requests sent in it have ended, but after measure_s at the latest."""
     drain_s: float = 60.0
-    """How long requests in flight at the end of the window may take to finish; then they are cut."""
+    """How long the load goes on at most after the window, until all requests due before its end have ended; what is
+    in flight then is cut."""
     timeout_s: float = 600.0
     """Longest time of one request; longer ones are recorded as failed. So too below."""
     connect_timeout_s: float = 10.0

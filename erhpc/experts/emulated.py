@@ -26,7 +26,7 @@ from erhpc.experts.emulated_request import Api, Ask, RefusedRequest, parse_ask
 from erhpc.plan.passes import PASS_PARAMETER, check_pass
 from erhpc.plan.protocol import API_PATHS, name_emulated_owner
 from erhpc.plan.specs import EmulatedExpertSpec
-from erhpc.results.telemetry import LoopLag, parse_window_s
+from erhpc.results.telemetry import LoopLag, parse_lookback
 from erhpc.twin.scheduler import Request
 from erhpc.twin.serving import Serving
 
@@ -166,11 +166,11 @@ class EmulatedExpert:
 
     async def _telemetry(self, request: web.Request) -> web.Response:
         try:
-            window_s = parse_window_s(request.query.get("window_s"))
+            lookback = parse_lookback(request.query)
         except ValueError as error:
             raise RefusedRequest(400, "BadRequestError", str(error)) from error
-        lateness_s = self._engine.lateness_p99_s(window_s)
-        return _json({"lag_p99_s": self._lag.p99_s(window_s), "step_lateness_p99_s": lateness_s})
+        lateness_s = self._engine.lateness_p99_s(lookback)
+        return _json({"lag_p99_s": self._lag.p99_s(lookback), "step_lateness_p99_s": lateness_s})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         text = self._engine.metrics.to_text(

@@ -15,7 +15,7 @@ from typing import Literal
 
 from erhpc.experts.emulated_faults import Faults
 from erhpc.experts.emulated_metrics import EngineMetrics
-from erhpc.results.telemetry import TimedValues
+from erhpc.results.telemetry import Lookback, TimedValues
 from erhpc.twin.scheduler import Request, Scheduler, Step
 from erhpc.twin.serving import Serving
 
@@ -99,9 +99,9 @@ class Engine:
             if answer.transport is not None:
                 answer.transport.abort()
 
-    def lateness_p99_s(self, window_s: float) -> float:
-        """How late steps ended in the last `window_s` seconds, 99th percentile, in seconds."""
-        return self._lateness_s.quantile(0.99, self._clock() - window_s)
+    def lateness_p99_s(self, lookback: Lookback) -> float:
+        """How late steps ended in the time that `lookback` says, 99th percentile, in seconds."""
+        return self._lateness_s.quantile(0.99, *lookback.span_s(self._clock()))
 
     async def run(self) -> None:
         """Run steps for ever; wait, without a step, while there is nothing to do."""

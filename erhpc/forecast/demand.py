@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 
 import msgspec
 import numpy as np
@@ -27,7 +27,9 @@ from erhpc.workload.traces import Trace, read_trace
 NUM_USERS, REQUESTS_PER_USER = 128, 8
 """Of a closed loop so many are drawn; simulated users ask them in turn."""
 MOST_ARRIVALS = 4_000
-"""Of an open loop at most the first so many are simulated."""
+"""Of an open loop at most the first so many count."""
+MOST_ARRIVALS_AFTER = 1_000
+"""So many more keep up the load until the last of those is answered."""
 TEMPLATE_TOKENS = 11
 """What Llama 3's chat template adds to a prompt of one message: its header, its end and the answer's header."""
 _ORDER = 2**32 - 2
@@ -50,6 +52,8 @@ class Asked:
     """Who asks; in an open loop, which conversation it is."""
     due_s: Floats | None = None
     """When each is due, seconds since the level began; None in a closed loop."""
+    num_counted: int | None = None
+    """How many of them count, the first ones; the others only keep up the load of an open loop. None: all."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -120,22 +124,24 @@ class AskedSource:
         return self._collect([user for user, _ in drawn], [row for _, row in drawn], thinking, None)
 
     def _draw_open(self, workload: WorkloadConfig, point: LoadPoint) -> Asked:
+        planned = plan_arrivals(workload, point.rate_per_s, self._seed, self._trace)
         end_s = workload.warmup_s + workload.measure_s
-        arrivals = []
-        for arrival in takewhile(
-            lambda arrival: arrival.due_s < end_s, plan_arrivals(workload, point.rate_per_s, self._seed, self._trace)
-        ):
-            arrivals.append(arrival)
-            if len(arrivals) == MOST_ARRIVALS:
-                self.is_cut = True
-                break
+        drained_s = end_s + workload.drain_s
+        arrivals = list(
+            islice(takewhile(lambda arrival: arrival.due_s < drained_s, planned), MOST_ARRIVALS + MOST_ARRIVALS_AFTER)
+        )
+        num_due = sum(arrival.due_s < end_s for arrival in arrivals)
+        num_counted = min(num_due, MOST_ARRIVALS)
+        self.is_cut = self.is_cut or num_due > MOST_ARRIVALS
+        del arrivals[num_counted + MOST_ARRIVALS_AFTER :]
         rows = []
         for arrival in arrivals:
             known = arrival.tokens_in is not None and arrival.tokens_out is not None
             lengths = (arrival.tokens_in or 0, arrival.tokens_out or 0) if known else None
             rows.append(self._read(self._make_source(workload, arrival.number), lengths))
         numbers = [arrival.number for arrival in arrivals]
-        return self._collect(numbers, rows, [0.0] * len(rows), [arrival.due_s for arrival in arrivals])
+        due_s = [arrival.due_s for arrival in arrivals]
+        return self._collect(numbers, rows, [0.0] * len(rows), due_s, num_counted)
 
     def _make_source(self, workload: WorkloadConfig, user: int) -> RequestSource:
         return RequestSource(user, self._seed, AUTO_MODEL, workload, self._pool)
@@ -150,16 +156,27 @@ class AskedSource:
         return tokens, request.max_tokens, "\n".join(asked)[: self._text_limit]
 
     def _collect(
-        self, users: list[int], rows: list[tuple[int, int, str]], think_s: list[float], due_s: list[float] | None
+        self,
+        users: list[int],
+        rows: list[tuple[int, int, str]],
+        think_s: list[float],
+        due_s: list[float] | None,
+        num_counted: int | None = None,
     ) -> Asked:
+        """Those of `rows` that fit the experts; the first `num_counted` count, all if it is None."""
+        if num_counted is None:
+            num_counted = len(rows)
         fitting = [index for index, row in enumerate(rows) if row[0] + row[1] <= self._longest]
-        if not fitting:
-            problem = f"all {len(rows)} are longer than max_model_len={self._longest}" if rows else "none is due"
+        num_fitting = sum(index < num_counted for index in fitting)
+        if not num_fitting:
+            problem = (
+                f"all {num_counted} are longer than max_model_len={self._longest}" if num_counted else "none is due"
+            )
             raise InputError(
                 f"There is no request to predict: {problem}. Shorten workload.output_tokens or the prompts, lengthen "
                 "workload.measure_s, or raise max_model_len of the experts."
             )
-        self.num_left_out += len(rows) - len(fitting)
+        self.num_left_out += num_counted - num_fitting
         return Asked(
             prompt_tokens=np.array([rows[index][0] for index in fitting]),
             answer_tokens=np.array([rows[index][1] for index in fitting]),
@@ -167,6 +184,7 @@ class AskedSource:
             texts=[rows[index][2] for index in fitting],
             users=np.array([users[index] for index in fitting]),
             due_s=None if due_s is None else np.array([due_s[index] for index in fitting]),
+            num_counted=None if due_s is None else num_fitting,
         )
 
 

@@ -146,12 +146,13 @@ def play(experiment: ExperimentConfig, point: LoadPoint, asked: Asked, routes: R
         think_s=asked.think_s,
     )
     if asked.due_s is not None:
-        return simulate(fleet.pools, demand, OpenLoop(due_s=asked.due_s), fleet.gateway)
+        return simulate(fleet.pools, demand, OpenLoop(due_s=asked.due_s, num_counted=asked.num_counted), fleet.gateway)
     users, ramp_s = point.users or 1, experiment.workload.ramp_s
     load = ClosedLoop(
         users=users,
         num_requests=max(LEAST_REQUESTS, users * experiment.predict.requests_per_user),
         ramp_s=users / STARTS_PER_S if ramp_s is None else ramp_s,
+        keeps_load=True,
     )
     return simulate(fleet.pools, demand, load, fleet.gateway)
 

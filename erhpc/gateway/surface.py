@@ -19,7 +19,7 @@ from erhpc.gateway.keys import KeyRing
 from erhpc.gateway.metrics import CONTENT_TYPE, HISTOGRAMS, REQUESTS, RETRIES, WAITING, Metrics
 from erhpc.gateway.replicas import Replica, find_missing_experts
 from erhpc.gateway.status_page import STATUS_PAGE
-from erhpc.results.telemetry import TimedValues, parse_window_s
+from erhpc.results.telemetry import Lookback, TimedValues, parse_lookback
 
 STATES = ("up", "down", "draining")
 ANSWERED = (Outcome.OK, Outcome.REJECTED)
@@ -65,8 +65,8 @@ class Surface:
         return web.Response(text=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _telemetry(self, request: web.Request) -> web.Response:
-        since_s = time.monotonic() - read_window_s(request)
-        lag_s = max((lags.quantile(0.99, since_s) for lags in self._lags), default=0.0)
+        span_s = read_lookback(request).span_s(time.monotonic())
+        lag_s = max((lags.quantile(0.99, *span_s) for lags in self._lags), default=0.0)
         return answer_json({"lag_p99_s": lag_s, "restarts": self._metrics.total("erhpc_process_restarts_total")})
 
     async def _status(self, request: web.Request) -> web.Response:
@@ -150,12 +150,12 @@ def describe_times(histogram: Histogram) -> dict[str, float | int | None]:
     return {"number": histogram.num_values, "mean_s": histogram.mean_s, **finite}
 
 
-def read_window_s(request: web.Request) -> float:
-    """The window of /telemetry in seconds. Raises ApiError 400 if it is none (see `parse_window_s`)."""
+def read_lookback(request: web.Request) -> Lookback:
+    """The time that /telemetry is asked for. Raises ApiError 400 if it is none (see `parse_lookback`)."""
     try:
-        return parse_window_s(request.query.get("window_s"))
+        return parse_lookback(request.query)
     except ValueError as error:
-        raise ApiError(400, str(error), param="window_s") from error
+        raise ApiError(400, str(error), param=str(error).partition("=")[0]) from error
 
 
 def answer_json(value: object, *, status: int = 200) -> web.Response:

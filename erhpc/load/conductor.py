@@ -1,5 +1,9 @@
 """Leads one level: all its client processes begin together, and share one warm-up, one window and one drain.
 
+In the drain the load goes on as before, until every request that was due before the window's end has ended in every
+process: a request that the window's end catches half-way is measured, and must not see a load that fades away.
+Requests of the drain count for nothing, and whatever is in flight at its end is cut.
+
 It talks to the clients through whatever carries lines (pipes of a verb, agents of a cluster) and knows neither
 HTTP nor files. Its clock is its own; each client is told times of the client's clock.
 """
@@ -97,7 +101,7 @@ class Conductor:
         begin_ns = self._begin()
         await self._warm_up(begin_ns)
         end_ns = await self._measure(begin_ns)
-        await self._wait(self._all_left, end_ns + round(self._workload.drain_s * 1e9))
+        await self._wait(self._is_drained, end_ns + round(self._workload.drain_s * 1e9))
         self._tell_all(lambda client: End())
 
     def _note_clock(self, client: _Client, asked_ns: int, told_ns: int) -> None:
@@ -175,6 +179,13 @@ class Conductor:
 
     def _all_left(self) -> bool:
         return all(client.has_left or (client.tally and client.tally.all_left) for client in self._clients)
+
+    def _is_drained(self) -> bool:
+        """Whether in every process all requests that were due before the window's end have ended."""
+        return all(
+            client.has_left or (client.tally and (client.tally.drained or client.tally.all_left))
+            for client in self._clients
+        )
 
     def _sample(self) -> None:
         """Every half second, once all clients have given a tally: a sample for the test, and progress for the view."""

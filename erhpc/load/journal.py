@@ -53,9 +53,12 @@ class Journal:
     window_start_ns: int | None = None
     window_end_ns: int | None = None
     on_news: Callable[[], None] = lambda: None
-    """Called when `all_finished` changes, and when the first request has ended."""
+    """Called when `all_finished` changes, when the first request has ended, and when the last of the window has."""
     _waiting_for: set[int] = field(default_factory=set)
     """Users whose first request has not ended."""
+    _due_ns: dict[int, int] = field(default_factory=dict)
+    """By user: when the request is due that it has in flight or waits to send; in the order in which they were noted,
+    so that one from before the window's end is found at once."""
 
     @property
     def all_finished(self) -> bool:
@@ -66,6 +69,11 @@ class Journal:
     def commonest_failure(self) -> str | None:
         """The kind of failure that occurred most often, None if none did."""
         return self.failures.most_common(1)[0][0] if self.failures else None
+
+    def is_drained(self, now_ns: int) -> bool:
+        """Whether the window is over by `now_ns`, and every request that was due before its end has ended."""
+        end_ns = self.window_end_ns
+        return end_ns is not None and now_ns >= end_ns and all(due_ns >= end_ns for due_ns in self._due_ns.values())
 
     def phase(self, due_ns: int) -> Phase:
         """The phase of the level in which a request was due, as far as the window is known."""
@@ -85,6 +93,12 @@ class Journal:
         if len(self._waiting_for) == 1:
             self.on_news()
 
+    def expect(self, user: int, due_ns: int | None) -> None:
+        """Note when the next request of `user` is due; None if that is not known."""
+        self._due_ns.pop(user, None)
+        if due_ns is not None:
+            self._due_ns[user] = due_ns
+
     def open(self, user: int, exchange: Exchange) -> None:
         """Note that `user` has begun a request."""
         self.in_flight[user] = exchange
@@ -96,7 +110,9 @@ class Journal:
         self.ended.append(ended)
         self.num_ok += status == "ok"
         self.num_failed += status == "failed"
-        self.num_measured += self.phase(ended.due_ns) == "measure"
+        phase = self.phase(ended.due_ns)
+        self.num_measured += phase == "measure"
+        self.expect(ended.user, None)
         if status == "failed":
             self.failures[f"{exchange.error_kind} {exchange.http_status or ''}".strip()] += 1
         if exchange.arrivals_ns:
@@ -105,9 +121,12 @@ class Journal:
             self._await_no_longer(ended.user)
             if self.num_ok + self.num_failed == 1:
                 self.on_news()
+        if phase != "drain" and self.is_drained(ended.end_ns):
+            self.on_news()
 
     def leave(self, user: int) -> None:
         """Note that `user` will send nothing more and has nothing in flight."""
+        self.expect(user, None)
         self._await_no_longer(user)
 
     def _await_no_longer(self, user: int) -> None:

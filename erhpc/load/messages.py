@@ -41,7 +41,7 @@ class OpenWindow(msgspec.Struct, tag="open", frozen=True, kw_only=True):
 
 
 class CloseWindow(msgspec.Struct, tag="close", frozen=True, kw_only=True):
-    """Conductor: the measuring window ends at the given time; send nothing afterwards."""
+    """Conductor: the measuring window ends at the given time; go on sending until all clients are drained."""
 
     at_ns: int
 
@@ -81,7 +81,9 @@ class Tally(msgspec.Struct, tag="tally", frozen=True, kw_only=True):
     all_finished: bool
     """No user is there who has not finished a request; says little in an open loop, where somebody always comes."""
     all_left: bool
-    """Nothing is in flight and nothing more will be sent: the window is over, or the trace has ended."""
+    """Nothing is in flight and nothing more will be sent: the trace has ended, or there is no user."""
+    drained: bool
+    """The window is over, and every request that was due before its end has ended."""
     commonest_failure: str | None = None
 
 

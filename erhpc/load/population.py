@@ -28,17 +28,10 @@ class Population(Protocol):
     """All users of one client process."""
 
     async def live(self, begin_ns: int) -> None:
-        """Let them live, from `begin_ns` on; returns when the last one has left. Cancelling breaks answers off."""
+        """Let them live, from `begin_ns` on, until cancelled, which breaks answers off, or the last one has left."""
 
     def open_window(self) -> None:
         """The window begins now: the load changes with the profile from here on."""
-
-    def dismiss(self) -> None:
-        """Nobody sends anything further; answers in flight go on."""
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether nobody will come any more."""
 
 
 class Residents:
@@ -52,7 +45,6 @@ class Residents:
         self._profile = Profile(self._workload.profile, self._workload.measure_s)
         self._changes: list[asyncio.TimerHandle] = []
         self._journal = journal
-        self.is_exhausted = not numbers
         for number in numbers:
             journal.enter(number)
         self._set_share(self._profile.share(0.0))
@@ -61,23 +53,19 @@ class Residents:
         """See `Population.live`."""
         ramp_s = self._workload.ramp_s
         ramp_ns = round((self._num_users / STARTS_PER_S if ramp_s is None else ramp_s) * 1e9)
-        async with asyncio.TaskGroup() as group:
-            for number, user in self._users.items():
-                group.create_task(user.live(begin_ns + number * ramp_ns // self._num_users))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, user in self._users.items():
+                    group.create_task(user.live(begin_ns + number * ramp_ns // self._num_users))
+        finally:
+            for change in self._changes:
+                change.cancel()
 
     def open_window(self) -> None:
         """See `Population.open_window`."""
         loop = asyncio.get_running_loop()
         for after_s, share in self._profile.changes():
             self._changes.append(loop.call_later(after_s, self._set_share, share))
-
-    def dismiss(self) -> None:
-        """See `Population.dismiss`."""
-        self.is_exhausted = True
-        for change in self._changes:
-            change.cancel()
-        for user in self._users.values():
-            user.dismiss()
 
     def _set_share(self, share: float) -> None:
         active = num_active(self._num_users, share)
@@ -105,37 +93,25 @@ class Visitors:
         self._make_user = make_user
         self._journal = journal
         self._clock = clock
-        self._present: set[User] = set()
-        self.is_exhausted = False
 
     async def live(self, begin_ns: int) -> None:
         """See `Population.live`."""
         async with asyncio.TaskGroup() as group:
             with Alarm() as alarm:
                 await self._admit(group, alarm, begin_ns, self._mine)
-            self.is_exhausted = True
 
     def open_window(self) -> None:
         """See `Population.open_window`; the schedule knows when the window opens."""
-
-    def dismiss(self) -> None:
-        """See `Population.dismiss`."""
-        self.is_exhausted = True
-        for user in self._present:
-            user.dismiss()
 
     async def _admit(self, group: asyncio.TaskGroup, alarm: Alarm, begin_ns: int, arrivals: Iterator[Arrival]) -> None:
         for arrival in arrivals:
             user = self._make_user(arrival.number)
             user.prepare(_lengths_of(arrival))
             due_ns = begin_ns + round(arrival.due_s * 1e9)
+            self._journal.expect(arrival.number, due_ns)
             await alarm.wait_until(due_ns)
-            if self.is_exhausted:
-                return
             self._journal.enter(arrival.number)
-            self._present.add(user)
-            task = group.create_task(user.live(due_ns))
-            task.add_done_callback(lambda _, user=user: self._present.discard(user))  # type: ignore[misc]
+            group.create_task(user.live(due_ns))
 
 
 def _lengths_of(arrival: Arrival) -> tuple[int, int] | None:

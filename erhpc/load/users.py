@@ -1,6 +1,6 @@
 """One user: sends a request, streams the answer, records it, thinks, repeats.
 
-In a closed loop a user goes on until dismissed; in an open loop it is one conversation, begun on schedule. Either
+In a closed loop a user goes on until cancelled; in an open loop it is one conversation, begun on schedule. Either
 way each request it began has exactly one record, also when its task is cancelled.
 """
 
@@ -44,10 +44,9 @@ class User:
         self._is_scheduled = spec.workload.arrivals.is_open
         self._random: Generator | None = None
         self._upcoming: LoadRequest | None = None
-        self._is_dismissed = False
         self._is_resting = False
         self._pause: asyncio.Future[None] | None = None
-        """What this user waits for between two requests; done early by a dismissal or, at rest, by being woken."""
+        """What this user waits for between two requests; at rest, done early by being woken."""
         self._failures_in_row = 0
 
     def prepare(self, lengths: tuple[int, int] | None = None) -> None:
@@ -56,24 +55,20 @@ class User:
             self._upcoming = self._source.draw(lengths)
 
     async def live(self, start_ns: int) -> None:
-        """Send requests, the first at `start_ns`, until dismissed, cancelled, or done with the conversation."""
+        """Send requests, the first at `start_ns`, until cancelled, or done with the conversation."""
         due_ns = start_ns
         try:
-            while (reached_ns := await self._reach(due_ns)) is not None:
+            while True:
+                due_ns = await self._reach(due_ns)
                 self.prepare()
                 request, self._upcoming = self._upcoming, None
                 assert request is not None  # prepare made it
-                ended = await self._ask(request, reached_ns)
+                ended = await self._ask(request, due_ns)
                 if self._is_scheduled and (request.is_last_turn or ended.status != "ok"):
                     return
                 due_ns = ended.end_ns + round(self._pause_s(ended.status) * 1e9)
         finally:
             self._journal.leave(self._number)
-
-    def dismiss(self) -> None:
-        """Send no further request; a pause ends at once, an answer in flight goes on."""
-        self._is_dismissed, self._is_resting = True, False
-        self._end_pause()
 
     def rest(self) -> None:
         """Send no further request until woken."""
@@ -85,14 +80,17 @@ class User:
             self._is_resting = False
             self._end_pause()
 
-    async def _reach(self, due_ns: int) -> int | None:
-        """Wait until `due_ns`, and while at rest; returns when the request was due, None if dismissed before."""
-        while not self._is_dismissed and (pause_s := (due_ns - self._clock()) / 1e9) > 0:
+    async def _reach(self, due_ns: int) -> int:
+        """Wait until `due_ns`, and while at rest; returns when the request was due."""
+        self._journal.expect(self._number, due_ns)
+        while (pause_s := (due_ns - self._clock()) / 1e9) > 0:
             await self._wait(pause_s)
         while self._is_resting:
+            self._journal.expect(self._number, None)
             await self._wait(None)
             due_ns = self._clock()
-        return None if self._is_dismissed else due_ns
+            self._journal.expect(self._number, due_ns)
+        return due_ns
 
     async def _wait(self, seconds: float | None) -> None:
         # A future and a timer rather than asyncio.timeout: its exceptions are cycles, and nobody collects garbage.

@@ -21,7 +21,7 @@ from erhpc.load.records import make_records
 from erhpc.load.users import User
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.record import LAG_BOUNDS_S, ClientPart
-from erhpc.results.telemetry import LoopLag
+from erhpc.results.telemetry import Lookback, LoopLag
 from erhpc.workload.pool import PromptPool
 from erhpc.workload.requests import RequestSource
 from erhpc.workload.traces import Trace
@@ -150,9 +150,11 @@ class Worker:
         self._window_cpu_s = None if self._cpu_s is None else self._cpu_clock() - self._cpu_s
         self._delays_ns = sorted(self._client.take_delays_ns())
         window_s = (journal.window_end_ns - start_ns) / 1e9
-        self._lag_p99_s, self._lag_histogram = self._lag.p99_s(window_s), self._lag.histogram(window_s, LAG_BOUNDS_S)
-        if self._population is not None:
-            self._population.dismiss()
+        self._lag_p99_s, self._lag_histogram = (
+            self._lag.p99_s(Lookback(window_s)),
+            self._lag.histogram(window_s, LAG_BOUNDS_S),
+        )
+        self._news.set()
         if self._living is not None and self._living.done():
             self._over.set()
 
@@ -194,6 +196,7 @@ class Worker:
             ttft_p50_s=journal.ttft_p50_s(),
             all_finished=journal.all_finished,
             all_left=self._living is not None and self._living.done(),
+            drained=self._closed and journal.is_drained(now_ns),
             commonest_failure=journal.commonest_failure,
         )
 

@@ -4,10 +4,11 @@ Pure numpy on records. It knows no file, no table and no row (`summary` does), a
 What cannot be computed is None, never NaN. Quantiles interpolate linearly (numpy's default).
 
 Three populations are kept apart. Latencies are over requests *sent* in the window (phase `measure`) that finished
-well, so that none is cut by the window's edge. Rates are over what *arrived* in the window, whenever it was sent,
-so that requests crossing an edge count by the part that lies inside. What was promised (SLO attainment) is over all
-requests sent in the window, failed ones included. Every client's part is measured against its own window, by its
-own clock; only what needs the order of events of several clients is brought to the conductor's clock.
+well, so that none is cut by the window's edge; the load is kept up until they have (phase `drain`, which counts for
+nothing). Rates are over what *arrived* in the window, whenever it was sent, so that requests crossing an edge count by
+the part that lies inside. What was promised (SLO attainment) is over all requests sent in the window, failed ones
+included. Every client's part is measured against its own window, by its own clock; only what needs the order of events
+of several clients is brought to the conductor's clock.
 
 What others compute from the same records (tests/integration/test_peer_formulas.py holds this table against them):
 

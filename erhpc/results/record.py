@@ -71,7 +71,12 @@ RECORD_COLUMNS: tuple[Column, ...] = (
     Column("level", "int32", "index of the level within the run, from 0"),
     Column("users", "int32", "concurrent users of the level; null in an open loop"),
     Column("rate_per_s", "float64", "requests per second of the level, as asked; null in a closed loop"),
-    Column("phase", "string", "phase of the level in which the request was sent: warmup, measure or drain"),
+    Column(
+        "phase",
+        "string",
+        "phase of the level in which the request was due: warmup, measure or drain (sent to keep the load up, counts "
+        "for nothing)",
+    ),
     Column("request_id", "string", "unique within the run"),
     Column("worker", "int32", "which client process sent it, from 0"),
     Column("user", "int32", "which user sent it, from 0; in an open loop which conversation it belongs to"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from math import ceil
+from dataclasses import dataclass
+from math import ceil, inf
 from typing import Any
 
 KEEP_S = 600.0
@@ -20,21 +21,38 @@ INTERVAL_S = 0.010
 DEFAULT_WINDOW_S = 10.0
 
 
-def parse_window_s(given: str | None) -> float:
-    """The window that a question for lag gives, in seconds; DEFAULT_WINDOW_S if it gives none.
+@dataclass(frozen=True, slots=True)
+class Lookback:
+    """The time that a question for lag is about: `window_s` seconds, which ended `ago_s` ago."""
+
+    window_s: float = DEFAULT_WINDOW_S
+    ago_s: float = 0.0
+
+    def span_s(self, now_s: float) -> tuple[float, float]:
+        """When it began and when it ended, on the clock that says `now_s`."""
+        return now_s - self.ago_s - self.window_s, now_s - self.ago_s
+
+
+def parse_lookback(query: Mapping[str, str]) -> Lookback:
+    """What a question asks for by `window_s` (DEFAULT_WINDOW_S if it is not given) and `ago_s` (0).
 
     Raises:
-        ValueError: it is no number above 0 and up to KEEP_S; the message is meant for whoever asked.
+        ValueError: one is no number, or out of range; the message is meant for whoever asked.
     """
-    if given is None:
-        return DEFAULT_WINDOW_S
-    try:
-        window_s = float(given)
-    except ValueError:
-        window_s = -1.0
+    window_s = _parse_seconds(query, "window_s", DEFAULT_WINDOW_S)
     if not 0 < window_s <= KEEP_S:
-        raise ValueError(f"window_s={given!r} is out of range. Allowed: above 0, at most {KEEP_S:.0f}.")
-    return window_s
+        raise ValueError(f"window_s={query['window_s']!r} is out of range. Allowed: above 0, at most {KEEP_S:.0f}.")
+    ago_s = _parse_seconds(query, "ago_s", 0.0)
+    if not 0 <= ago_s <= KEEP_S:
+        raise ValueError(f"ago_s={query['ago_s']!r} is out of range. Allowed: from 0, at most {KEEP_S:.0f}.")
+    return Lookback(window_s, ago_s)
+
+
+def _parse_seconds(query: Mapping[str, str], name: str, usual_s: float) -> float:
+    try:
+        return float(query.get(name, usual_s))
+    except ValueError:
+        return -1.0
 
 
 class TimedValues:
@@ -72,26 +90,27 @@ class TimedValues:
         self._num_added += 1
         self._num[0] = self._num_added
 
-    def quantile(self, share: float, since_s: float) -> float:
-        """Smallest value that at least `share` of those since `since_s` do not exceed; 0.0 if there are none."""
-        values = sorted(self._values_since(since_s))
+    def quantile(self, share: float, since_s: float, until_s: float = inf) -> float:
+        """Smallest value that at least `share` of those from `since_s` to `until_s` do not exceed; 0.0 without any."""
+        values = sorted(self._values_within(since_s, until_s))
         return values[max(ceil(share * len(values)), 1) - 1] if values else 0.0
 
     def histogram(self, bounds: Sequence[float], since_s: float) -> list[int]:
         """How many of the values since `since_s` are at most each bound and above the one before; then the rest."""
         counts = [0] * (len(bounds) + 1)
-        for value in self._values_since(since_s):
+        for value in self._values_within(since_s, inf):
             counts[bisect_left(bounds, value)] += 1
         return counts
 
-    def _values_since(self, since_s: float) -> Iterator[float]:
+    def _values_within(self, since_s: float, until_s: float) -> Iterator[float]:
         num_added = self._num[0]
         oldest = max(num_added - self._capacity, 0)
         for number in range(num_added - 1, oldest - 1, -1):
             index = number % self._capacity
             if self._times_s[index] < since_s:
                 return
-            yield self._values[index]
+            if self._times_s[index] <= until_s:
+                yield self._values[index]
 
 
 class LoopLag:
@@ -126,9 +145,9 @@ class LoopLag:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def p99_s(self, window_s: float) -> float:
-        """99th percentile of the lag over the last `window_s` seconds (at most KEEP_S), in seconds."""
-        return self._lags_s.quantile(0.99, self._clock() - window_s)
+    def p99_s(self, lookback: Lookback) -> float:
+        """99th percentile of the lag over the time that `lookback` says (at most KEEP_S ago), in seconds."""
+        return self._lags_s.quantile(0.99, *lookback.span_s(self._clock()))
 
     def histogram(self, window_s: float, bounds_s: Sequence[float]) -> list[int]:
         """Probes of the last `window_s` seconds by their lag: up to each bound, and above the last one."""

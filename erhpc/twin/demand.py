@@ -70,6 +70,9 @@ class ClosedLoop:
     """How many requests are sent, all users together."""
     ramp_s: float = 0.0
     """User k sends the first one at k / users * ramp_s."""
+    keeps_load: bool = False
+    """Users go on until the first `num_requests` are answered, so that these see the full load to their ends; what is
+    sent beyond is not told of."""
 
     def __post_init__(self) -> None:
         require_range("users", self.users, 1)
@@ -83,6 +86,9 @@ class OpenLoop:
 
     due_s: npt.ArrayLike
     """Seconds since the level began, ascending."""
+    num_counted: int | None = None
+    """The level ends when the first so many are answered; the others keep up the load until then, and are not told of.
+    None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,7 @@ def _check_lengths(pools: Sequence[Sequence[ReplicaModel]], lengths: dict[str, I
 
 
 def check_due(load: OpenLoop, rows: Rows) -> list[float]:
-    """When the requests are due. Raises InputError unless there is one time for each, in ascending order."""
+    """When the requests are due. Raises InputError unless there is one for each, ascending, and some count."""
     due_s = np.atleast_1d(np.asarray(load.due_s, dtype=np.float64))
     if due_s.shape != (len(rows.pool),):
         raise InputError(
@@ -152,4 +158,7 @@ def check_due(load: OpenLoop, rows: Rows) -> list[float]:
     if not is_fine.all():
         bad = int(np.flatnonzero(~is_fine)[0])
         raise InputError(f"Arrival {bad} is due at {due_s[bad]} s. Allowed: seconds from 0 on, in ascending order.")
+    num_counted = load.num_counted
+    if num_counted is not None and not 1 <= num_counted <= due_s.size:
+        raise InputError(f"num_counted={num_counted} of {due_s.size} requests. Allowed: from 1 to all of them.")
     return list(map(float, due_s))

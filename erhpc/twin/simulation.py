@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
+from sys import maxsize
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,8 @@ Integers = npt.NDArray[np.int64]
 class Prediction:
     """What became of every request, in the order in which they were sent; all arrays of shape (num_requests,).
 
-    Times are seconds since the level began. Every request was answered.
+    Times are seconds since the level began. Every request was answered; requests that only kept up the load at the
+    level's end are left out, all of which were sent later.
     """
 
     replicas: Sequence[ReplicaModel]
@@ -77,7 +79,7 @@ def simulate(
     load: ClosedLoop | OpenLoop,
     gateway: GatewayModel | None = None,
 ) -> Prediction:
-    """Play `load` through until the last request is answered.
+    """Play `load` through until the last request that counts is answered.
 
     In a closed loop request i of user k is row (i * users + k) modulo the number of rows, so that users ask the same
     things however fast they are answered.
@@ -97,7 +99,7 @@ def simulate(
     if isinstance(load, ClosedLoop):
         level.invite(load)
     else:
-        level.expect(check_due(load, rows))
+        level.expect(check_due(load, rows), load.num_counted)
     level.play()
     return level.report()
 
@@ -114,7 +116,7 @@ class _Level:
         self._first_of = [self._pool_of.index(index) for index in range(len(pools))]
         self._balancers = [make_balancer(gateway.rule, len(pool)) for pool in pools]
         self._sent: list[Asked] = []
-        """All requests, in the order in which they were sent."""
+        """All requests that count, in the order in which they were sent."""
         self._sends: list[tuple[float, int, int, int, int]] = []
         """Heap of what is to be sent: when, in which order it was planned, user, which of the user's, row."""
         self._num_planned = 0
@@ -126,31 +128,37 @@ class _Level:
         self._users = 0
         self._num_left = 0
         """How many more requests are sent (closed loop)."""
+        self._num_counted = 0
+        """So many requests count, those that are sent first."""
+        self._num_open = 0
+        """How many of these have not been answered."""
+        self._others: set[Asked] = set()
+        """The others that were sent."""
 
     def invite(self, load: ClosedLoop) -> None:
         """Let the users of a closed loop come."""
         self._users = load.users
-        first = min(load.users, load.num_requests)
-        self._num_left = load.num_requests - first
+        self._num_counted = self._num_open = load.num_requests
+        first = load.users if load.keeps_load else min(load.users, load.num_requests)
+        self._num_left = maxsize if load.keeps_load else load.num_requests - first
         num_rows = len(self._rows.pool)
         self._num_planned = first
         self._sends = [(user * load.ramp_s / load.users, user, user, 0, user % num_rows) for user in range(first)]
 
-    def expect(self, due_s: list[float]) -> None:
+    def expect(self, due_s: list[float], num_counted: int | None) -> None:
         """Let requests come when they are due."""
+        self._num_counted = self._num_open = len(due_s) if num_counted is None else num_counted
         self._sends = [(at_s, number, number, 0, number) for number, at_s in enumerate(due_s)]
 
     def play(self) -> None:
         """Let everything happen, in order of time."""
         heapify(self._sends)
         sends, arrivals, due, replicas = self._sends, self._arrivals, self._due, self._replicas
-        while True:
+        while self._num_open:
             send_s = sends[0][0] if sends else inf
             arrival_s = arrivals[0][0] if arrivals else inf
             due_s, index = due[0] if due else (inf, -1)
             if send_s <= arrival_s and send_s <= due_s:
-                if send_s == inf:
-                    return
                 _, _, user, index, row = heappop(sends)
                 self._send(send_s, user, index, row)
             elif arrival_s <= due_s:
@@ -172,7 +180,10 @@ class _Level:
             rows.answer_tokens[row],
             rows.cached_tokens[row],
         )
-        self._sent.append(sequence)
+        if len(self._sent) < self._num_counted:
+            self._sent.append(sequence)
+        else:
+            self._others.add(sequence)
         begun_s = self._gateway_free_s
         self._gateway_free_s = passed_s = (begun_s if begun_s > now_s else now_s) + gateway.service_s
         self._arrivals.append((passed_s + gateway.latency_s, sequence))
@@ -193,6 +204,8 @@ class _Level:
             balancer, member = self._balancers[pool], index - self._first_of[pool]
             for _ in finished:
                 balancer.release(member)
+            others = self._others
+            self._num_open -= sum(sequence not in others for sequence in finished) if others else len(finished)
             if self._num_left:
                 for sequence in finished[: self._num_left]:
                     self._ask_again(sequence, now_s)
@@ -215,7 +228,7 @@ class _Level:
             self._send(now_s, user, index, row)
 
     def report(self) -> Prediction:
-        """Everything that happened."""
+        """Everything that happened to the requests that count."""
         sent = self._sent
         replica = _integers([sequence.replica for sequence in sent])
         spells = [(*(sequence.spells or ()), (sequence.begun, sequence.last)) for sequence in sent]

@@ -59,8 +59,8 @@ class StreamingExpert:
             return web.json_response({"choices": []})
         names = {"x-erhpc-expert": "math", "x-erhpc-replica": "math-0"} if self.named else {}
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **names})
-        await response.prepare(request)
         with suppress(ConnectionError):  # the client may leave
+            await response.prepare(request)
             await self._stream(request, response, body["max_tokens"])
         return response
 

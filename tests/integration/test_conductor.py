@@ -47,6 +47,7 @@ class Clients:
         usual = {
             "phase": "warmup", "elapsed_s": 1.0, "in_flight": 5, "requests_ok": 7, "requests_failed": 1, "tokens": 100,
             "measured": 0, "ttft_p50_s": 0.1, "all_finished": True, "all_left": False,
+            "drained": False,
         }  # fmt: skip
         self.conductor.hear(worker, Tally(**(usual | changes)))
 
@@ -105,14 +106,28 @@ async def test_the_window_ends_once_enough_requests_have_been_measured():
     assert 0 < window_ns < 3 * SECOND
 
 
-async def test_the_drain_ends_when_all_have_left():
-    clients = Clients(0, 0, drain_s=60.0)
+async def test_the_drain_ends_when_all_are_drained_or_have_left():
+    clients = Clients(0, 0, 0, drain_s=60.0)
     loop = asyncio.get_running_loop()
     loop.call_later(1.2, clients.conductor.lose, 0)
-    loop.call_later(1.3, lambda: clients.tally(1, all_left=True))
+    loop.call_later(1.25, lambda: clients.tally(1, all_left=True))
+    loop.call_later(1.3, lambda: clients.tally(2, drained=True))
+    begun_s = loop.time()
     await clients.conduct()
+    assert loop.time() - begun_s >= 1.3
     assert isinstance(clients.told[1][-1], End)
+    assert isinstance(clients.told[2][-1], End)
     assert not isinstance(clients.told[0][-1], End)  # it had gone
+
+
+async def test_a_client_that_is_drained_goes_on_while_another_is_not():
+    clients = Clients(0, 0, drain_s=1.5)
+    loop = asyncio.get_running_loop()
+    loop.call_later(1.0, lambda: clients.tally(0, drained=True))
+    begun_s = loop.time()
+    await clients.conduct()
+    assert loop.time() - begun_s > 2.0  # all of the drain
+    assert isinstance(clients.told[0][-1], End)
 
 
 async def test_a_client_that_ends_before_it_has_told_its_time_holds_up_nobody():

@@ -33,6 +33,11 @@ async def run_users(spec: ClientSpec, users: int = 4, **options: object) -> Clie
     return part
 
 
+def counted(records: list[RequestRecord]) -> list[RequestRecord]:
+    """All but those of the drain, which the end of the level cuts wherever they are."""
+    return [record for record in records if record.phase != "drain"]
+
+
 def records_of(parts: list[ClientPart]) -> list[RequestRecord]:
     return [record for part in parts for record in part.records]
 
@@ -40,13 +45,14 @@ def records_of(parts: list[ClientPart]) -> list[RequestRecord]:
 async def test_each_request_of_100_users_has_one_record():
     async with StreamingExpert().serving() as expert:
         part = await run_users(make_spec(expert.url), 100)
-    assert len(part.records) == len(expert.bodies) > 200
+    answered = [record for record in part.records if record.status == "ok"]
+    assert 200 < len(answered) <= len(expert.bodies) <= len(part.records)
     assert len({record.request_id for record in part.records}) == len(part.records)
-    assert {record.status for record in part.records} == {"ok"}
+    assert {record.status for record in counted(part.records)} == {"ok"}
     assert {record.user for record in part.records} == set(range(100))
-    assert all(record.tokens_out == record.max_tokens and record.tokens_in == 5 for record in part.records)
+    assert all(record.tokens_out == record.max_tokens and record.tokens_in == 5 for record in answered)
     assert all(len(record.token_gaps_us) < record.max_tokens for record in part.records)
-    assert {(record.expert, record.replica) for record in part.records} == {("math", "math-0")}
+    assert {(record.expert, record.replica) for record in answered} == {("math", "math-0")}
 
 
 async def test_connections_are_kept_and_records_say_which_request_opened_one():
@@ -69,15 +75,16 @@ async def test_a_record_tells_when_things_happened():
     assert (record.latency_from, record.stamped_by, record.frames) == ("sent", "kernel", 5)
 
 
-async def test_phases_follow_each_other_and_nothing_is_sent_after_the_window():
+async def test_phases_follow_each_other_and_the_last_is_cut():
     async with StreamingExpert(gap_s=0.01).serving() as expert:
         part = await run_users(make_spec(expert.url))
     window = range(part.window_start_monotonic_ns, part.window_end_monotonic_ns + 1)
     assert len(window) / 1e9 == pytest.approx(0.5, abs=0.4)
-    assert Counter(record.phase for record in part.records).keys() == {"warmup", "measure"}
+    assert Counter(record.phase for record in part.records).keys() == {"warmup", "measure", "drain"}
     assert all((record.scheduled_monotonic_ns in window) for record in part.records if record.phase == "measure")
-    assert max(record.sent_monotonic_ns for record in part.records) < window.stop + 100_000_000
-    assert max(record.end_monotonic_ns for record in part.records) > window.stop
+    assert max(record.end_monotonic_ns for record in counted(part.records)) > window.stop
+    assert {record.status for record in counted(part.records)} == {"ok"}
+    assert {record.status for record in part.records} == {"ok", "cancelled"}
     assert not part.interrupted
     assert part.lag_p99_s < 1
 
@@ -135,7 +142,7 @@ async def test_users_think_as_long_as_they_are_told_to():
         for user in range(5)
         for earlier, later in zip(of_user(part, user), of_user(part, user)[1:], strict=False)
     ]
-    assert len(pauses_s) > 30
+    assert len(pauses_s) > 10
     assert pauses_s == pytest.approx([0.05] * len(pauses_s), abs=1e-6)
 
 
@@ -198,7 +205,7 @@ async def test_the_key_is_sent_with_each_request():
 async def test_the_reference_client_takes_the_place_of_the_native_one():
     async with StreamingExpert().serving() as expert:
         part = await run_users(make_spec(expert.url, load=LoadConfig(client="aiohttp")), 5)
-    assert {(record.status, record.stamped_by) for record in part.records} == {("ok", "loop")}
+    assert {(record.status, record.stamped_by) for record in counted(part.records)} == {("ok", "loop")}
 
 
 async def test_a_stop_cuts_all_requests_at_once():
@@ -230,7 +237,7 @@ async def test_users_are_dealt_to_the_processes_and_share_one_window():
         parts = await run_level(make_spec(expert.url), LoadPoint(users=10), num_workers=4)
     assert [{record.user for record in part.records} for part in parts] == [{0, 4, 8}, {1, 5, 9}, {2, 6}, {3, 7}]
     assert [{record.worker for record in part.records} for part in parts] == [{0}, {1}, {2}, {3}]
-    assert len(records_of(parts)) == len(expert.bodies)
+    assert len(counted(records_of(parts))) <= len(expert.bodies) <= len(records_of(parts))
     for of in (lambda part: part.window_start_monotonic_ns, lambda part: part.window_end_monotonic_ns):
         edges_ns = [of(part) - part.clock_offset_ns for part in parts]
         assert max(edges_ns) - min(edges_ns) < 1_000_000
@@ -244,7 +251,7 @@ async def test_an_open_loop_does_not_wait_for_answers():
         (part,) = await run_level(spec, LoadPoint(rate_per_s=100.0))
     scheduled_s = np.array([record.scheduled_monotonic_ns for record in part.records]) / 1e9
     assert np.diff(np.sort(scheduled_s)) == pytest.approx(np.full(len(scheduled_s) - 1, 0.01), abs=1e-6)
-    assert len(part.records) == len(expert.bodies) > 100
+    assert 100 < len(counted(part.records)) <= len(expert.bodies) <= len(part.records)
     assert {record.latency_from for record in part.records} == {"scheduled"}
     late_s = [(record.sent_monotonic_ns - record.scheduled_monotonic_ns) / 1e9 for record in part.records]
     assert np.median(late_s) < 0.005
@@ -254,7 +261,7 @@ async def test_the_processes_of_an_open_loop_share_one_schedule():
     async with StreamingExpert().serving() as expert:
         spec = make_spec(expert.url, **open_loop("poisson"), measure_s=1.0)
         parts = await run_level(spec, LoadPoint(rate_per_s=200.0), num_workers=3)
-    alone = sorted(record.user for record in records_of(parts))
+    alone = sorted(record.user for record in counted(records_of(parts)))
     assert alone == list(range(len(alone)))
     assert all(record.user % 3 == record.worker for record in records_of(parts))
 
@@ -346,12 +353,14 @@ async def test_the_job_obeys_its_conductor_and_writes_its_part(tmp_path: Path):
             OpenWindow(at_ns=now_ns + 200_000_000, steady=None, cut=False),
             CloseWindow(at_ns=now_ns + 700_000_000),
         )
-        tally = await job.hear("tally")
+        while not (tally := await job.hear("tally"))["drained"]:
+            assert tally["elapsed_s"] < 30
+        job.tell(End())
         _, complaints = await job.process.communicate()
     assert (job.process.returncode, complaints) == (0, b"")
     assert tally["requests_failed"] == 0
     part = read_part(tmp_path / "part.parquet")
-    assert len(part.records) == len(expert.bodies) > 4
+    assert 4 < len(counted(part.records)) <= len(expert.bodies) <= len(part.records)
     assert part.window_end_monotonic_ns - part.window_start_monotonic_ns == 500_000_000
     assert not part.interrupted
 
@@ -408,6 +417,20 @@ async def test_a_process_without_users_holds_up_nobody():
         parts = await run_level(make_spec(expert.url), LoadPoint(users=1), num_workers=3)
     assert [bool(part.records) for part in parts] == [True, False, False]
     assert not any(part.warmup_cut for part in parts)
+
+
+async def test_arrivals_of_an_open_loop_go_on_until_the_last_answer_of_the_window_is_there():
+    async with StreamingExpert(ttft_s=0.6).serving() as expert:
+        spec = make_spec(expert.url, **open_loop("constant"), warmup_s=0.8, warmup_max_s=0.8)
+        parts = await run_level(spec, LoadPoint(rate_per_s=100.0), num_workers=2)
+    records = records_of(parts)
+    last_ns = max(record.end_monotonic_ns for record in counted(records))
+    scheduled_ns = np.sort([record.scheduled_monotonic_ns for record in records])
+    assert {record.status for record in counted(records)} == {"ok"}
+    assert np.diff(scheduled_ns[scheduled_ns < last_ns]) == pytest.approx(
+        10_000_000, abs=1_000_000
+    )  # two processes, two offsets
+    assert last_ns - scheduled_ns[-1] < 100_000_000
 
 
 async def test_an_open_loop_is_warm_once_an_answer_has_come():

@@ -53,7 +53,7 @@ def test_two_real_servers_answer_users_and_the_openai_client_through_the_gateway
     assert (levels["requests_failed"] == 0).all()
     assert "EMULATED" not in output
     records = runs.read_records(run.root)
-    assert len(records) == records_plus_ours - len(answers)
+    assert len(runs.choose_counted(records)) <= records_plus_ours - len(answers) <= len(records)
     assert set(records.loc[records["status"] == "ok", "tokens_out"]) == {16}
     assert runs.find_processes(run) == []
 

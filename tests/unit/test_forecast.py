@@ -212,6 +212,16 @@ def test_an_open_loop_is_predicted_at_its_rates():
     assert flooded.row["ttft_p50_s"] > 10 * calm.row["ttft_p50_s"]
 
 
+def test_arrivals_after_the_window_keep_up_the_load_and_do_not_count():
+    here = ("workload.arrivals.kind=poisson", "workload.rates_per_s=[10]", "workload.warmup_s=5")
+    experiment = plan("llama3_70b_tp4", *HERE, *here, "workload.measure_s=15", "workload.drain_s=7").experiment
+
+    asked = AskedSource(experiment, engine="emulated").draw(LoadPoint(rate_per_s=10.0))
+
+    assert asked.num_counted == (asked.due_s < 20).sum()
+    assert asked.due_s[-1] == pytest.approx(27, abs=1.5)
+
+
 def test_a_trace_is_predicted_with_its_own_times_and_lengths(tmp_path):
     rows = [f"{number / 4},{200 + number},{20 + number % 5}" for number in range(400)]
     trace = tmp_path / "trace.csv"

@@ -131,6 +131,57 @@ def test_jumps_equal_single_steps_in_an_open_loop(rows, rules, step_time, spread
     assert_equal_to_single_steps(pools, demand_of(rows), OpenLoop(due_s=due_s))
 
 
+def assert_beginning_of(predicted, longer):
+    size = len(predicted.sent_s)
+    for name in ("row", "user", "sequence", "replica", "sent_s", "first_token_s", "last_token_s", "tokens_out"):
+        assert getattr(predicted, name).tolist() == getattr(longer, name)[:size].tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(ROWS, RULES, STEP_TIMES, st.integers(1, 12), st.integers(1, 40))
+def test_users_who_keep_the_load_up_are_seen_as_in_the_middle_of_a_longer_level(
+    rows, rules, step_time, users, num_requests
+):
+    pools, demand = [pool_of(2, step_time, **rules)], demand_of(rows)
+
+    predicted = simulate(pools, demand, ClosedLoop(users=users, num_requests=num_requests, keeps_load=True))
+
+    # As many requests again of each user as can end while a counted one does.
+    longer = simulate(pools, demand, ClosedLoop(users=users, num_requests=num_requests + 1000))
+    assert predicted.sent_s.size == num_requests
+    assert_beginning_of(predicted, longer)
+
+
+def test_arrivals_go_on_until_the_last_that_counts_is_answered():
+    demand, due_s = demand_of([(60, 40, 0, 0)] * 40), np.linspace(0.0, 0.4, 40)
+
+    predicted = simulate([pool_of()], demand, OpenLoop(due_s=due_s, num_counted=10))
+
+    assert predicted.sent_s.size == 10
+    assert_beginning_of(predicted, simulate([pool_of()], demand, OpenLoop(due_s=due_s)))
+
+
+def test_the_last_requests_of_users_who_keep_the_load_up_take_as_long_as_the_others():
+    demand = Demand(prompt_tokens=[16] * 8, answer_tokens=[40] * 8)
+
+    fading, kept = (
+        simulate([pool_of()], demand, ClosedLoop(users=8, num_requests=44, ramp_s=0.2, keeps_load=keeps_load))
+        for keeps_load in (False, True)
+    )
+
+    taken_s = kept.last_token_s - kept.first_token_s
+    assert taken_s[-8:].mean() == pytest.approx(taken_s[12:36].mean(), rel=0.02)
+    assert (fading.last_token_s - fading.first_token_s)[-1] < 0.95 * taken_s[-1]
+
+
+@pytest.mark.parametrize("num_counted", [0, 3])
+def test_of_an_open_loop_at_least_one_and_at_most_all_count(num_counted):
+    demand = Demand(prompt_tokens=[4, 8], answer_tokens=[8, 8])
+
+    with pytest.raises(InputError, match=f"num_counted={num_counted} of 2 requests. Allowed"):
+        simulate([pool_of()], demand, OpenLoop(due_s=[0.0, 1.0], num_counted=num_counted))
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("stream_interval", [1, 4])
 def test_jumps_equal_single_steps_where_an_api_server_holds_answers_back(asynchronous, stream_interval):

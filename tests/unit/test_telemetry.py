@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from erhpc.results.telemetry import INTERVAL_S, LoopLag, TimedValues, parse_window_s
+from erhpc.results.telemetry import INTERVAL_S, Lookback, LoopLag, TimedValues, parse_lookback
 
 
 def test_a_quantile_counts_only_values_since_the_given_time():
@@ -17,6 +17,15 @@ def test_a_quantile_counts_only_values_since_the_given_time():
     assert values.quantile(0.99, since_s=1000) == 0.0
 
 
+def test_a_quantile_leaves_out_what_came_after_the_given_time():
+    values = TimedValues(1000)
+    for second in range(100):
+        values.add(second, float(second))
+
+    assert values.quantile(1.0, since_s=10, until_s=20) == 20
+    assert values.quantile(0.0, since_s=10, until_s=20) == 10
+
+
 def test_the_oldest_values_go_when_the_ring_is_full():
     values = TimedValues(10)
     for second in range(25):
@@ -27,14 +36,21 @@ def test_the_oldest_values_go_when_the_ring_is_full():
 
 
 def test_whoever_asks_for_no_window_gets_ten_seconds():
-    assert parse_window_s(None) == 10
-    assert parse_window_s("600") == 600
+    assert parse_lookback({}) == Lookback(10.0, 0.0)
+    assert parse_lookback({"window_s": "600"}) == Lookback(600.0, 0.0)
+    assert parse_lookback({"ago_s": "3.5"}) == Lookback(10.0, 3.5)
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "600.1", "soon", "nan", "inf", ""])
 def test_a_window_that_cannot_be_looked_back_on_is_refused(given):
     with pytest.raises(ValueError, match=f"window_s='{given}' is out of range. Allowed: above 0, at most 600"):
-        parse_window_s(given)
+        parse_lookback({"window_s": given})
+
+
+@pytest.mark.parametrize("given", ["-1", "600.1", "soon", "nan", "inf", ""])
+def test_a_window_that_ended_when_nobody_remembers_is_refused(given):
+    with pytest.raises(ValueError, match=f"ago_s='{given}' is out of range. Allowed: from 0, at most 600"):
+        parse_lookback({"ago_s": given})
 
 
 class LateClock:
@@ -67,23 +83,30 @@ async def lag_after(*lags_s):
 async def test_a_loop_in_time_has_no_lag():
     lag = await lag_after(*[0.0] * 100)
 
-    assert lag.p99_s(10) == pytest.approx(0, abs=1e-9)
+    assert lag.p99_s(Lookback(10)) == pytest.approx(0, abs=1e-9)
 
 
 async def test_a_stall_weighs_in_the_percentile_by_its_length():
     lag = await lag_after(*[0.0] * 400, 0.5, *[0.0] * 400)
 
-    assert 0.4 < lag.p99_s(10) <= 0.5
+    assert 0.4 < lag.p99_s(Lookback(10)) <= 0.5
 
 
 async def test_the_window_forgets_an_older_stall():
     lag = await lag_after(0.5, *[0.0] * 400)
 
-    assert lag.p99_s(2) < INTERVAL_S
+    assert lag.p99_s(Lookback(2)) < INTERVAL_S
+
+
+async def test_a_window_that_has_ended_knows_no_later_stall():
+    lag = await lag_after(*[0.0] * 400, 0.5)
+
+    assert lag.p99_s(Lookback(2, ago_s=1)) < INTERVAL_S
+    assert lag.p99_s(Lookback(2)) > 0.4
 
 
 async def test_lag_that_was_never_started_is_zero_and_can_be_stopped():
     lag = LoopLag()
     await lag.stop()
 
-    assert lag.p99_s(10) == 0.0
+    assert lag.p99_s(Lookback(10)) == 0.0

@@ -178,6 +178,16 @@ def test_the_picture_holds_state_replicas_levels_and_progress():
     assert "level 2/2  10 users, measure 12 s" in during
 
 
+def test_who_follows_a_run_in_lines_sees_its_last_level_and_is_left_to_say_how_it_ended():
+    out = console()
+    view = make_view(out, "t")
+    view.show(run_status(levels=[level()], detail="level 2"), RUNNING)
+    view.show(run_status(levels=[level(), level(1)], state="finished", detail=""), RUNNING)
+
+    lines = [line.split(" tok/s")[0].strip() for line in out.file.getvalue().splitlines()]
+    assert lines == ["10 users   12,346", "running: level 2", "10 users   12,346"]
+
+
 def test_a_terminal_gets_a_picture_and_a_pipe_gets_lines():
     assert isinstance(make_view(console(), "t"), LineView)
     terminal = make_view(console(force_terminal=True), "quickstart/1")

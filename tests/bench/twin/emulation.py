@@ -202,7 +202,7 @@ class Comparison:
 def compare(pairs: Sequence[tuple[Times, Times]], load: Load) -> Comparison:
     """Pool the replicas' requests, (emulated, predicted) of each: those sent and answered in the window of `load`.
 
-    Users of the emulated ones leave at its end, which makes the rest of their answers faster.
+    Of the emulated ones what is sent after the window is cut with the last answer of it.
     """
     start_s, end_s = load.warmup_s, load.warmup_s + load.measure_s
     sides = []
