@@ -16,6 +16,8 @@ from erhpc.routing.rules import make_rule
 from erhpc.twin.demand import ClosedLoop
 from erhpc.twin.scheduler import Request, Scheduler
 
+HAIR_S = 1e-9
+
 
 @dataclass
 class Answered:
@@ -40,9 +42,12 @@ class Server:
         self.step_time = model.step_time
         self.steps = deque()
         self.is_busy = False
+        self.ended_s = self.ends_s = -1.0
+        """When the last step ended, and when the one that runs will."""
 
     def finish(self):
         self.is_busy = False
+        self.ended_s = self.ends_s
         self.steps.popleft()
         return self.scheduler.finish_step()
 
@@ -54,17 +59,24 @@ class Server:
                 break
             self.steps.append(self.step_time.step_s(step.batch))
         self.is_busy = bool(self.steps)
-        return now_s + self.steps[0] if self.steps else None
+        if not self.steps:
+            return None
+        self.ends_s = now_s + self.steps[0]
+        return self.ends_s
 
 
 def simulate_stepwise(pools, demand, load, gateway):
-    """Every request in the order of sending, and the number of preemptions."""
+    """Every request in the order of sending, the number of preemptions, and whether a hair decided between two orders.
+
+    A request that arrives at the very moment at which a step ends is in the next step or not by how times were
+    rounded. Without a gateway one thing is the cause of the other, and their order is sure.
+    """
     servers, groups = [], []
     for pool in pools:
         groups.append([Server(model, len(servers) + index) for index, model in enumerate(pool)])
         servers += groups[-1]
     rules = [make_rule(gateway.rule, group, RouterConfig(), random.Random(0)) for group in groups]
-    answered, tickets, free_s, num_left = [], count(), 0.0, 0
+    answered, tickets, free_s, num_left, is_tied = [], count(), 0.0, 0, False
     # (time, kind, ticket, what): at one moment senders come before arrivals, these before steps and their beginnings.
     events = []
 
@@ -88,7 +100,10 @@ def simulate_stepwise(pools, demand, load, gateway):
         push(free_s + gateway.latency_s, 1, len(answered) - 1)
 
     def arrive(now_s, number):
+        nonlocal is_tied
         group = groups[demand.pool[answered[number].row]]
+        if gateway.latency_s:
+            is_tied |= any(abs(end_s - now_s) < HAIR_S for one in group for end_s in (one.ended_s, one.ends_s))
         server = group[rules[demand.pool[answered[number].row]].pick(range(len(group)), None)]
         answered[number].replica = server.index
         server.in_flight += 1
@@ -126,4 +141,4 @@ def simulate_stepwise(pools, demand, load, gateway):
             end_step(now_s, what)
         elif not what.is_busy and (end_s := what.start(now_s)) is not None:
             push(end_s, 2, what)
-    return answered, sum(server.scheduler.num_preemptions for server in servers)
+    return answered, sum(server.scheduler.num_preemptions for server in servers), is_tied
