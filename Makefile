@@ -15,8 +15,8 @@ export XDG_CACHE_HOME ?= $(HOME)/.cache
 demo: $(VENV)/.runtime
 	$(BIN)/python -m erhpc.launch +experiment=quickstart
 
-test: $(VENV)/.dev vllm-env embedding
-	ERHPC_REQUIRE_ALL=$(ERHPC_REQUIRE_ALL) $(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev embedding
+	bash .ci/tests.sh $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
