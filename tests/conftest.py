@@ -2,6 +2,7 @@
 
 Files run side by side, those that need the same thing one after the other: local runs hold the machine's lock, Slurm is
 one cluster, and real vLLM takes every core. These begin first, for the others are short and fill what time is left.
+Files that look closely at the clock come last, one after the other, when the other worker has nothing left to do.
 """
 
 from __future__ import annotations
@@ -27,15 +28,29 @@ GROUPS = {
         "tests/integration/test_peer_formulas.py",
     ],
     "slurm": ["tests/slurm/test_runs.py", "tests/slurm/test_miniature.py"],
+    "clock": [
+        "tests/integration/test_load.py",
+        "tests/integration/test_standalone.py",
+        "tests/integration/test_emulation.py",
+        "tests/integration/test_emulated_expert.py",
+        "tests/integration/test_streaming_clients.py",
+    ],
 }
 GROUP_OF = {file: name for name, files in GROUPS.items() for file in files}
-ORDER = {file: number for number, file in enumerate(GROUP_OF)}
+FIRST = [*GROUPS["machine"], *GROUPS["slurm"]]
 BUILD_S = 900
 """Timeout of a test that may be the first to wait for vLLM's environment."""
 
 
 def file_of(nodeid: str) -> str:
     return nodeid.split("::")[0]
+
+
+def rank(file: str) -> int:
+    """Where a file comes in the order of all."""
+    if file in FIRST:
+        return FIRST.index(file)
+    return len(FIRST) + (file in GROUPS["clock"])
 
 
 class Scheduling(LoadScopeScheduling):
@@ -51,7 +66,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ORDER.get(file_of(item.nodeid), len(ORDER)))
+    items.sort(key=lambda item: rank(file_of(item.nodeid)))
     for item in items:
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.timeout(BUILD_S))
