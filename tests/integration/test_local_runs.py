@@ -189,7 +189,7 @@ def test_an_engine_that_fails_at_its_start_fails_the_run_at_once_with_its_first_
 
 def test_ctrl_c_at_launch_saves_the_levels_and_leaves_nothing(tmp_path):
     launch = runs.start_verb(
-        "launch", *TWO_EXPERTS, "workload.users=[1,4,8]", "workload.measure_s=2", f"output_root={tmp_path}"
+        "launch", *TWO_EXPERTS, "workload.users=[1,4,8]", "workload.measure_s=4", f"output_root={tmp_path}"
     )
     run = await_job(tmp_path)
     await_traffic(run, levels=1)

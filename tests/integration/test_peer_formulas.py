@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from erhpc.config import SloConfig
-from erhpc.experts.vllm import default_interpreter
 from erhpc.results import metrics
 from tests.unit.records import MS, SECOND, make_failed, make_part, make_record
 
@@ -123,14 +122,8 @@ def ask(python, script, folder):
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory):
-    python = default_interpreter()
-    if not python.exists():
-        reason = f"{python} does not exist. Build it with .ci/vllm_env.sh, or set ERHPC_VLLM_PYTHON."
-        if os.environ.get("ERHPC_REQUIRE_ALL"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return ask(python, "peer_vllm.py", tmp_path_factory.mktemp("vllm"))
+def vllm(vllm_python, tmp_path_factory):
+    return ask(vllm_python, "peer_vllm.py", tmp_path_factory.mktemp("vllm"))
 
 
 @pytest.fixture(scope="module")

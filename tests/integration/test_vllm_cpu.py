@@ -23,7 +23,7 @@ from erhpc.config import ArchitectureConfig, ExpertConfig
 from erhpc.experts.engine_log import first_error
 from erhpc.experts.model_directory import write_model_directory
 from erhpc.experts.readiness import wait_until_ready
-from erhpc.experts.vllm import default_interpreter, write_guest_package
+from erhpc.experts.vllm import write_guest_package
 from erhpc.plan.passes import REPLICA_VARIABLE
 from erhpc.plan.vllm_command import build_vllm_argv, build_vllm_environment
 from tests.fakes.redirecting_gateway import RedirectingGateway
@@ -39,17 +39,6 @@ REPLICA = "tiny-0"
 MESSAGES = [{"role": "user", "content": "Why is the sea salty?"}]
 READY_S = 240
 STOP_S = 20
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Path:
-    python = default_interpreter()
-    if not python.exists():
-        reason = f"{python} does not exist. Build it with .ci/vllm_env.sh, or set ERHPC_VLLM_PYTHON."
-        if os.environ.get("ERHPC_REQUIRE_ALL"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return python
 
 
 @pytest.fixture
@@ -180,7 +169,7 @@ async def stop_group(group: int, timeout_s: float) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_real_vllm_streams_exactly_the_tokens_asked_for_lets_passes_in_and_stops(interpreter, tmp, tmp_path):
+async def test_a_real_vllm_streams_exactly_the_tokens_asked_for_lets_passes_in_and_stops(vllm_python, tmp, tmp_path):
     model, log, port = tmp_path / "tiny", tmp_path / "vllm.log", find_port()
     write_model_directory(
         model,
@@ -193,7 +182,7 @@ async def test_a_real_vllm_streams_exactly_the_tokens_asked_for_lets_passes_in_a
         training_text=TEXT,
     )
     url = f"http://127.0.0.1:{port}"
-    with serve(interpreter, model, port, tmp, log) as process:
+    with serve(vllm_python, model, port, tmp, log) as process:
         try:
             took_s = await wait_until_ready(
                 url, "tiny", KEY, timeout_s=READY_S, is_alive=lambda: process.poll() is None

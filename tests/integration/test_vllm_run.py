@@ -9,22 +9,15 @@ import signal
 import pytest
 from openai import OpenAI
 
-from erhpc.experts.vllm import default_interpreter
 from erhpc.results.store import read_levels
 from tests import runs
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
+pytestmark = pytest.mark.vllm
 
 OVERRIDES = ("workload.users=[1,2]", "workload.measure_s=6", "workload.drain_s=60")
 
 
-@pytest.fixture(autouse=True)
-def vllm_environment():
-    if not default_interpreter().exists():
-        message = f"no vLLM environment at {default_interpreter()}: make vllm-env"
-        pytest.fail(message) if os.environ.get("ERHPC_REQUIRE_ALL") else pytest.skip(message)
-
-
+@pytest.mark.usefixtures("vllm_python")
 def test_two_real_servers_answer_users_and_the_openai_client_through_the_gateway(tmp_path):
     launch = runs.start_verb(
         "launch", "+experiment=vllm_cpu_tiny", *OVERRIDES, f"output_root={tmp_path}", start_new_session=True

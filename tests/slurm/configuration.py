@@ -43,7 +43,7 @@ SchedulerParameters=sched_min_interval=100000,bf_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-KillWait=5
+KillWait=30
 MinJobAge=900
 MessageTimeout=30
 GresTypes=gpu

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import GROUP_OF
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # What each room may import of erhpc beside itself, errors and config. Pure rooms come first.
@@ -123,6 +125,10 @@ def test_the_top_level_holds_only_what_was_agreed():
     agreed = {"pyproject.toml", "README.md", "CHANGELOG.md", "Makefile"}
     agreed |= {"jobs", "conf", "erhpc", "analysis", "tests", "sbatch"}
     assert {top for top in tops if not top.startswith(".") and not top.endswith(".lock")} <= agreed
+
+
+def test_the_files_that_never_run_side_by_side_are_there():
+    assert [file for file in GROUP_OF if not (ROOT / file).exists()] == []
 
 
 def test_the_shell_scripts_pass_shellcheck():
