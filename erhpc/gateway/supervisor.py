@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -32,6 +33,8 @@ from erhpc.gateway.shared import Shared
 from erhpc.gateway.surface import Surface, needs_key
 from erhpc.plan.specs import Endpoint, GatewaySpec
 
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""A prompt's products are done before other cores hear of them; and the threads would be as many as the node has."""
 START_TIMEOUT_S = 60.0
 """Within this a process must listen."""
 STOP_TIMEOUT_S = 5.0
@@ -153,6 +156,7 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=[self._descriptor],
+            env=os.environ | ONE_THREAD,
         )
         self._errors = asyncio.create_task(self._pass_errors_on(process), name="errors")
         exiting = asyncio.create_task(process.wait())

@@ -25,7 +25,8 @@ def words(text: str) -> list[str]:
     return _find_words(text.lower())
 
 
-_TO_WORDS = {code: chr(code).lower() if chr(code).isalnum() or chr(code) == "_" else " " for code in range(128)}
+_TO_WORDS = bytes(ord(chr(code).lower() if chr(code).isalnum() or chr(code) == "_" else " ") for code in range(128))
+_TO_WORDS += bytes(range(128, 256))
 """What becomes of each ASCII character where words are told apart by blanks."""
 
 
@@ -34,7 +35,8 @@ def words_to_look_up(text: str) -> list[str]:
 
     ASCII texts, most of them, take a third of the time.
     """
-    return text.translate(_TO_WORDS).split() if text.isascii() else words(text)
+    # Bytes are translated faster than characters.
+    return text.encode("ascii").translate(_TO_WORDS).decode("ascii").split() if text.isascii() else words(text)
 
 
 def words_and_marks(text: str) -> list[str]:
