@@ -130,7 +130,7 @@ def environment_of(pid):
         return file.read()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_the_sweep_script_runs_every_configuration_from_inside_a_batch_job(slurm, tmp_path):
     overrides = [
         "engine=emulated",
@@ -148,7 +148,7 @@ def test_the_sweep_script_runs_every_configuration_from_inside_a_batch_job(slurm
 
     job = submitted.stdout.strip()
     try:
-        slurm.wait_for_job(job, "COMPLETED", deadline_s=350)
+        slurm.wait_for_job(job, "COMPLETED", deadline_s=600)
     except AssertionError as error:
         error.add_note(log.read_text()[-3000:])
         raise
