@@ -389,7 +389,8 @@ async def test_a_replica_that_one_process_finds_down_gets_nothing_from_the_other
                 assert answer.status == 200
 
 
-async def test_a_running_answer_ends_before_the_gateway_does(tmp_path):
+def hold_stream():
+    """A replica that begins an answer, says so, and ends it once it may."""
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def stream(request):
@@ -400,6 +401,11 @@ async def test_a_running_answer_ends_before_the_gateway_does(tmp_path):
         await response.write(FRAMES[1])
         return response
 
+    return begun, may_end, stream
+
+
+async def test_a_running_answer_ends_before_the_gateway_does(tmp_path):
+    begun, may_end, stream = hold_stream()
     async with running(tmp_path, stream) as house:
         async with house.ask(stream=True) as answer:
             await begun.wait()
@@ -420,16 +426,7 @@ async def test_a_running_answer_ends_before_the_gateway_does(tmp_path):
 
 
 async def test_who_waits_when_the_gateway_is_told_to_stop_is_answered_503_and_the_running_answer_ends(tmp_path):
-    begun, may_end = asyncio.Event(), asyncio.Event()
-
-    async def stream(request):
-        response = await open_stream(request)
-        await response.write(FRAMES[0])
-        begun.set()
-        await may_end.wait()
-        await response.write(FRAMES[1])
-        return response
-
+    begun, may_end, stream = hold_stream()
     async with running(tmp_path, stream, limits={"max_in_flight": 1}) as house:
         async with house.ask(stream=True) as answer:
             await begun.wait()
