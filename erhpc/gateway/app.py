@@ -16,7 +16,7 @@ from aiohttp import web
 from erhpc.gateway.admission import Admission, Overloaded, Ticket, Turn
 from erhpc.gateway.answers import find_usage
 from erhpc.gateway.caller import REQUEST_TIMEOUT_S
-from erhpc.gateway.desk import REQUEST_ID, Desk, Forward
+from erhpc.gateway.desk import Desk, Forward
 from erhpc.gateway.errors import (
     MAX_SHOWN_CHARS,
     ApiError,
@@ -30,7 +30,7 @@ from erhpc.gateway.errors import (
     unknown_route,
 )
 from erhpc.gateway.relay import Relay, Relayed
-from erhpc.gateway.requests import PASSED_HEADERS, Api, choose_request_id, parse_inquiry
+from erhpc.gateway.requests import PASSED_HEADERS, REQUEST_ID, Api, choose_request_id, parse_inquiry
 from erhpc.gateway.retries import is_retried
 from erhpc.gateway.surface import Surface, answer_json
 from erhpc.plan.protocol import API_PATHS, EMULATED_OWNER, OWNER, QUEUE_HEADER, SESSION_HEADER
@@ -215,7 +215,7 @@ def refuse_expectations(handler: BaseHandler, desk: Desk) -> BaseHandler:
             return await handler(request)
         error = ApiError(417, "The only expectation that is met is 100-continue. Leave the header Expect out.")
         desk.note_refusal(error)
-        return answer_error(error, {REQUEST_ID: choose_request_id(request.headers.get("x-request-id"))})
+        return answer_error(error, {REQUEST_ID: choose_request_id(request.headers.get(REQUEST_ID))})
 
     return handle
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from erhpc.gateway.admission import Overloaded, Ticket, Turn
 from erhpc.gateway.answers import build_error, build_head
-from erhpc.gateway.desk import REQUEST_ID, Forward, Visit
+from erhpc.gateway.desk import Forward, Visit
 from erhpc.gateway.errors import ApiError, overloaded, too_slow
 from erhpc.gateway.passage import Passage
-from erhpc.gateway.requests import PASSED_HEADERS, Api, choose_request_id, parse_inquiry
+from erhpc.gateway.requests import PASSED_HEADERS, REQUEST_ID, Api, choose_request_id, parse_inquiry
 from erhpc.http1.requests import (
     MAX_HEAD_BYTES,
     RequestHead,

@@ -17,9 +17,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from erhpc.errors import ProcessError
 from erhpc.gateway.errors import ApiError, answer_error, failed, no_http
-from erhpc.gateway.requests import choose_request_id
+from erhpc.gateway.requests import REQUEST_ID, choose_request_id
 
-REQUEST_ID = "x-request-id"
 BACKLOG = 4096
 """Connections that may wait to be accepted: all users arrive at once."""
 LINGER_S = 60.0

@@ -25,7 +25,7 @@ from erhpc.gateway.keys import Holder, KeyRing
 from erhpc.gateway.ledger import Count
 from erhpc.gateway.metrics import CANCELS, KEY_IN_FLIGHT, OVERFLOW, PLACED, REQUESTS, RETRIES, TOKENS, WAITING, Metrics
 from erhpc.gateway.replicas import Replica
-from erhpc.gateway.requests import Inquiry, InquiryTraits
+from erhpc.gateway.requests import REQUEST_ID, Inquiry, InquiryTraits
 from erhpc.gateway.retries import MAX_RETRIES, RetryBudget, is_failure, is_sign_of_life
 from erhpc.gateway.surface import needs_key
 from erhpc.plan.passes import PASS_LIFETIME_S, PASS_PARAMETER, sign_pass
@@ -35,7 +35,6 @@ from erhpc.routing.experts import NoLiveReplica
 from erhpc.routing.policy import Choice
 from erhpc.routing.router import Router, UnknownModel
 
-REQUEST_ID = "x-request-id"
 SPARE_FILES = 256
 """Open files besides streams: libraries, logs, probes, clients that are refused or only connected."""
 MAX_STREAMS = 100_000

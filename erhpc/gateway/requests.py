@@ -21,6 +21,7 @@ from erhpc.plan.protocol import CHARS_PER_TOKEN
 
 Api = Literal["chat", "completions", "other"]
 
+REQUEST_ID = "x-request-id"
 PASSED_HEADERS = ("traceparent", "tracestate")
 """Request headers that the replica gets too, if they are ASCII: W3C trace context."""
 _FIRST_ID = int.from_bytes(os.urandom(12), "big") << 32

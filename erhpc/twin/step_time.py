@@ -1,8 +1,8 @@
 """How long one step of a serving engine takes: a roofline of the model's matrices, its KV cache, host and API server.
 
 It knows nothing of requests, queues or clocks: a step is a `Batch` of counts. The constants are data with a source
-each (`erhpc.twin.hardware`) and none was measured by this project; `erhpc.twin.validation` says how well they predict
-published measurements.
+each (`erhpc.twin.hardware`); this project measured none but the API server's. `erhpc.twin.validation` says how well
+they predict published measurements.
 """
 
 from __future__ import annotations
