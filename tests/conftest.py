@@ -1,14 +1,17 @@
 """How the tests are shared out to the workers of `make test`, and the environment of vLLM, which comes late.
 
-Files run side by side, those that need the same thing one after the other: local runs hold the machine's lock, Slurm is
-one cluster, and real vLLM takes every core. These begin first, for the others are short and fill what time is left.
-Files that look closely at the clock come last, one after the other, when the other worker has nothing left to do.
+Files run side by side, those that need the same thing one after the other: local runs hold the machine's lock, and
+Slurm is one cluster. These begin first, for the others are short and fill what time is left. Those that only ask a real
+vLLM come late, for it may still be being installed. Files that look closely at the clock come last, and each of their
+tests has the machine for itself.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +27,12 @@ GROUPS = {
         "tests/integration/test_local_runs.py",
         "tests/integration/test_calibrate.py",
         "tests/integration/test_vllm_run.py",
-        "tests/integration/test_vllm_cpu.py",
-        "tests/integration/test_peer_formulas.py",
     ],
     "slurm": ["tests/slurm/test_runs.py", "tests/slurm/test_miniature.py"],
+    "vllm": ["tests/integration/test_vllm_cpu.py", "tests/integration/test_peer_formulas.py"],
     "clock": [
         "tests/integration/test_load.py",
-        "tests/integration/test_standalone.py",
+        "tests/integration/test_load_levels.py",
         "tests/integration/test_emulation.py",
         "tests/integration/test_emulated_expert.py",
         "tests/integration/test_streaming_clients.py",
@@ -38,6 +40,8 @@ GROUPS = {
 }
 GROUP_OF = {file: name for name, files in GROUPS.items() for file in files}
 FIRST = [*GROUPS["machine"], *GROUPS["slurm"]]
+LAST = ["vllm", "clock"]
+TURN = ROOT / ".cache/tests.lock"
 BUILD_S = 900
 """Timeout of a test that may be the first to wait for vLLM's environment."""
 
@@ -50,7 +54,8 @@ def rank(file: str) -> int:
     """Where a file comes in the order of all."""
     if file in FIRST:
         return FIRST.index(file)
-    return len(FIRST) + (file in GROUPS["clock"])
+    group = GROUP_OF.get(file)
+    return len(FIRST) + (1 + LAST.index(group) if group in LAST else 0)
 
 
 class Scheduling(LoadScopeScheduling):
@@ -70,6 +75,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.timeout(BUILD_S))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test of the group `clock` runs while no other worker runs one; outside of its timeout, for it may wait long."""
+    of_the_clock = GROUP_OF.get(file_of(item.nodeid)) == "clock"
+    TURN.parent.mkdir(exist_ok=True)
+    with TURN.open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX if of_the_clock else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

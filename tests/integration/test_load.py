@@ -385,7 +385,7 @@ async def test_a_job_that_is_told_to_end_saves_its_part_at_once(tmp_path: Path, 
             job.process.stdin.close()
         ended_s = time.monotonic()
         await job.process.communicate()
-        assert time.monotonic() - ended_s < 2
+        assert time.monotonic() - ended_s < 10  # not the 60 s that answers may take
     assert job.process.returncode == 0
     part = read_part(tmp_path / "part.parquet")
     assert part.interrupted == (how != "end")

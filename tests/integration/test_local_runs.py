@@ -295,7 +295,7 @@ from jobs.node_agent import run_node
 composed = compose_experiment(sys.argv[1:])
 experiment = to_config(composed, ExperimentConfig)
 plan = build_plan(experiment, decide_setting(experiment, Site()), python=sys.executable)
-plan = dataclasses.replace(plan, walltime_s=6.0)
+plan = dataclasses.replace(plan, walltime_s=12.0)
 run = prepare_run(plan, to_yaml(experiment), datetime.now(UTC))
 submit(plan, run, run_node)
 print(f"run: {run.root}")

@@ -11,13 +11,13 @@ import pytest
 
 from erhpc.results.store import read_levels, read_prediction, read_records
 from tests import runs
-from tests.integration.test_standalone import null_expert
 from tests.readme import find_commands
+from tests.standalone import null_expert
 
-SHORT = [*runs.QUICK, "workload.users=[1,2]", "workload.measure_s=1"]
+SHORT = [*runs.QUICK, "workload.users=[2]", "workload.measure_s=1"]
 SHORT_LOAD = [
     "workload.warmup_s=0.5",
-    "workload.warmup_max_s=3",
+    "workload.warmup_max_s=1",
     "workload.measure_s=1",
     "workload.drain_s=5",
     "load.calibrate=false",
@@ -136,7 +136,7 @@ def check_launch(command, tmp_path, environment):
     assert "finished" in output
     run = runs.only_run(tmp_path)
     runs.assert_records_are_the_requests(run)
-    assert list(read_prediction(run.root)["users"]) == [1, 2]
+    assert list(read_prediction(run.root)["users"]) == [2]
     assert "prediction beside measurement" in output
 
 
@@ -184,10 +184,10 @@ def check_load_of_a_trace(command, tmp_path, environment):
 
 
 def check_search(command, tmp_path, environment):
-    """With bounds that a busy machine meets too."""
+    """With bounds that a busy machine meets too; a level that was not valid there is measured again."""
     output, run = load(command, tmp_path, environment, "search.high=20", "slo.ttft_s=10", "slo.tpot_s=1")
 
-    assert list(read_levels(run.root)["users"]) == [10, 20]
+    assert set(read_levels(run.root)["users"]) == {10, 20}
     assert "search: 20 users met the SLO" in output
     assert run.search.exists()
 
