@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests in two workers while vLLM's environment is built; the tests that need it come late and wait for it.
+# Runs the tests in three workers while vLLM's environment is built; the tests that need it come late and wait for it.
 #
 #   .ci/tests.sh [ARGUMENT OF PYTEST...]
 #
@@ -11,4 +11,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 setsid nice -n 19 bash .ci/vllm_env.sh > /dev/null &
 build=$!
 trap 'kill -- "-$build" 2> /dev/null || true' EXIT
-.venv/bin/python -m pytest --numprocesses 2 "$@"
+.venv/bin/python -m pytest --numprocesses 3 "$@"

@@ -127,7 +127,7 @@ class GatewayConfig:
     max_body_bytes: int = 8 * 1024 * 1024
     """Longest request body; longer ones are answered 413."""
     connect_timeout_s: float = 5.0
-    """Patience for a TCP connection to a replica; then the request is answered 502."""
+    """Patience for a TCP connection to a replica, within half a second; then the request is answered 502."""
     idle_timeout_s: float = 600.0
     """Longest silence of a replica within one answer; then the answer is broken off with an error."""
     stall_timeout_s: float = 300.0

@@ -18,6 +18,7 @@ from erhpc.gateway.desk import Forward, Visit
 from erhpc.gateway.errors import ApiError, overloaded, too_slow
 from erhpc.gateway.passage import Passage
 from erhpc.gateway.requests import PASSED_HEADERS, REQUEST_ID, Api, choose_request_id, parse_inquiry
+from erhpc.gateway.upstream import Sink
 from erhpc.http1.requests import (
     MAX_HEAD_BYTES,
     RequestHead,
@@ -136,6 +137,11 @@ class Caller(asyncio.Protocol):
         """See `passage.Caller`."""
         if not self._transport.is_closing():
             self._transport.write(data)
+
+    @property
+    def sink(self) -> Sink:
+        """See `passage.Caller`: a transport that has been given up takes what is written, until `connection_lost`."""
+        return self._transport.write
 
     def end(self, *, keeps_alive: bool) -> None:
         """See `passage.Caller`."""

@@ -24,10 +24,7 @@ class Front:
         self.make_fallback = make_fallback
         self.key = key
         self.max_body_bytes = limits.max_body_bytes
-        self.pools = {
-            replica.name: UpstreamPool(replica.endpoint.url, connect_timeout_s=limits.connect_timeout_s)
-            for replica in desk.replicas
-        }
+        self.pools = {replica.name: UpstreamPool(replica.endpoint.url) for replica in desk.replicas}
         self.callers: set[Caller] = set()
         self._quiet: asyncio.Event | None = None
         """Set when no request is being answered; only while someone waits for it."""

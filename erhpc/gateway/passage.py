@@ -31,6 +31,10 @@ class Caller(Protocol):
     def write(self, data: bytes) -> None:
         """Send bytes of the response; nothing happens if the client has left."""
 
+    @property
+    def sink(self) -> Sink:
+        """What sends bytes of the response as well, with less ado, until the passage is cancelled."""
+
     def end(self, *, keeps_alive: bool) -> None:
         """The response is complete."""
 
@@ -104,7 +108,7 @@ class Passage:
             self._open()
 
     def _open(self) -> None:
-        self._is_reused = False
+        self._is_reused, self._silent_since_s = False, None
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     def cancel(self) -> None:
@@ -124,15 +128,24 @@ class Passage:
             self._upstream.resume()
 
     def check_silence(self, now_s: float) -> None:
-        """Give the replica up if nothing has come for idle_timeout_s; called every second or so."""
-        upstream = self._upstream
+        """Give the replica up if nothing has come for idle_timeout_s, or no connection within connect_timeout_s.
+
+        Called twice a second or so.
+        """
+        upstream, limits = self._upstream, self._limits
         hears = upstream is not None and upstream.hears()
         if hears:
             self._forward.replica.note_heard(round(now_s * 1e9))
-        if hears or self._silent_since_s is None or self._is_paused:
+        is_connecting = self._connecting is not None
+        if hears or self._silent_since_s is None or (self._is_paused and not is_connecting):
             self._silent_since_s = now_s
-        elif now_s - self._silent_since_s >= self._limits.idle_timeout_s and not self._is_over:
-            self._fail(silent(self._forward.replica.name, self._limits.idle_timeout_s))
+            return
+        waited_s, name = now_s - self._silent_since_s, self._forward.replica.name
+        if is_connecting and waited_s >= limits.connect_timeout_s:
+            self._give_up_connecting()
+            self._fail(unreachable(name, TimeoutError(), None))
+        elif not is_connecting and waited_s >= limits.idle_timeout_s and not self._is_over:
+            self._fail(silent(name, limits.idle_timeout_s))
 
     def begin(self, head: ResponseHead) -> None:
         """See `Listener.begin`."""
@@ -173,7 +186,7 @@ class Passage:
     @property
     def sink(self) -> Sink | None:
         """See `Listener.sink`."""
-        return self._caller.write if self._streams and self._has_written else None
+        return self._caller.sink if self._streams and self._has_written else None
 
     def _note_usage(self, tail: bytes) -> None:
         """Count the tokens if the end of the answer tells them."""
@@ -213,8 +226,13 @@ class Passage:
         self._connecting = None
         self._ask(upstream)
 
+    def _give_up_connecting(self) -> None:
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.cancel()
+
     def _ask(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+        self._upstream, self._silent_since_s = upstream, None
         if self._is_paused:
             upstream.pause()
         upstream.ask(self, self._build_request())
@@ -267,8 +285,7 @@ class Passage:
         if self._is_over:
             return
         self._is_over = True
-        if self._connecting is not None:
-            self._connecting.cancel()
+        self._give_up_connecting()
         if self._upstream is not None:
             self._upstream.abort()
             self._flight.outcome = Outcome.CANCELLED

@@ -6,7 +6,6 @@ It knows no client and no policy: who asks is a `Listener`.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -223,7 +222,7 @@ class Upstream(asyncio.Protocol):
 class UpstreamPool:
     """The connections to one replica: those in use, and those kept for the next request."""
 
-    def __init__(self, url: str, *, connect_timeout_s: float, clock: Clock = time.monotonic) -> None:
+    def __init__(self, url: str, *, clock: Clock = time.monotonic) -> None:
         place = urlsplit(url)
         self.host_header = place.netloc
         self.path = place.path.rstrip("/")
@@ -231,7 +230,6 @@ class UpstreamPool:
         self._host = place.hostname or ""
         self._ssl = ssl.create_default_context() if place.scheme == "https" else None
         self._port = place.port or (443 if self._ssl else 80)
-        self._connect_timeout_s = connect_timeout_s
         self._clock = clock
         self._idle: list[Upstream] = []
         self._all: set[Upstream] = set()
@@ -246,15 +244,9 @@ class UpstreamPool:
         return None
 
     async def connect(self) -> Upstream:
-        """A new connection. Raises OSError (TimeoutError among them) if there is none within connect_timeout_s."""
+        """A new connection, which may take the kernel minutes to be refused. Raises OSError if there is none."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._connect_timeout_s):
-            transport, upstream = await loop.create_connection(
-                lambda: Upstream(self), self._host, self._port, ssl=self._ssl
-            )
-        connection = transport.get_extra_info("socket")
-        if connection is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _, upstream = await loop.create_connection(lambda: Upstream(self), self._host, self._port, ssl=self._ssl)
         self._all.add(upstream)
         return upstream
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 
 import aiohttp
@@ -15,6 +16,7 @@ from erhpc.config import GatewayConfig
 from erhpc.errors import ConfigError, ProcessError
 from erhpc.gateway import prober
 from erhpc.gateway.server import serve
+from tests.fakes.full_backlog import full_backlog
 from tests.fakes.gateway_house import (
     CHAT,
     SUM,
@@ -475,6 +477,17 @@ async def test_an_unreachable_replica_is_answered_502_then_503_until_it_is_well_
             await until(lambda: is_status(house, 200))
             async with house.ask() as response:
                 assert response.status == 200
+
+
+async def test_a_replica_that_takes_no_connection_is_answered_502_when_the_patience_for_it_is_over():
+    with full_backlog() as port:
+        async with housing(absent={"math-0": port}, limits=GatewayConfig(connect_timeout_s=0.3)) as house:
+            began_s = time.monotonic()
+            async with house.ask() as response:
+                assert response.status == 502
+                assert (await error_of(response))["code"] == "replica_unreachable"
+            assert 0.3 <= time.monotonic() - began_s < 30
+            assert await house.in_flight() == [0, 0]
 
 
 async def test_an_expert_is_missing_only_when_none_of_its_replicas_is_live():

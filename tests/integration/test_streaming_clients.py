@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from erhpc.client.exchange import Exchange, Patience, StreamingClient
 from erhpc.client.native import NativeClient
 from erhpc.client.streaming import AiohttpClient
 from erhpc.errors import ConfigError
+from tests.fakes.full_backlog import full_backlog
 from tests.fakes.raw_server import RawServer, Talk, Visit, canned
 from tests.fakes.streaming_expert import StreamingExpert
 from tests.streams import CHUNKED_HEAD, DONE, EVENT_STREAM, LAST_CHUNK, answer, chat, chunk, request_of, usage
@@ -217,31 +218,12 @@ async def test_a_name_that_leads_nowhere_is_a_failure_to_connect(kind: str):
     assert {exchange.error_kind for exchange in exchanges} == {"connect"}
 
 
-@pytest.fixture
-def full_backlog() -> Iterator[int]:
-    """The port of a listener who accepts nobody and whose queue is full: the kernel drops who knocks."""
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port = listener.getsockname()[1]
-        callers = []
-        try:
-            for _ in range(8):
-                caller = socket.socket()
-                callers.append(caller)
-                caller.setblocking(False)
-                caller.connect_ex(("127.0.0.1", port))
-            yield port
-        finally:
-            for caller in callers:
-                caller.close()
-
-
 @on_its_loop
-async def test_a_connection_that_is_not_made_in_time_is_a_failure_of_its_own(kind: str, full_backlog: int):
-    async with client_of(kind, f"http://127.0.0.1:{full_backlog}/", connect_s=0.3) as client:
-        started_s = time.monotonic()
-        exchange = await ask(client)
+async def test_a_connection_that_is_not_made_in_time_is_a_failure_of_its_own(kind: str):
+    with full_backlog() as port:
+        async with client_of(kind, f"http://127.0.0.1:{port}/", connect_s=0.3) as client:
+            started_s = time.monotonic()
+            exchange = await ask(client)
     assert exchange.error_kind == "timeout_connect"
     assert 0.25 < time.monotonic() - started_s < 3
 

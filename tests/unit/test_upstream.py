@@ -75,7 +75,7 @@ def frame(data: bytes) -> bytes:
 def ask(*, has_sink: bool = True) -> tuple[Upstream, Asker, Wire]:
     """A connection with a request on it."""
     wire = Wire()
-    upstream = Upstream(UpstreamPool("http://127.0.0.1:1", connect_timeout_s=1))
+    upstream = Upstream(UpstreamPool("http://127.0.0.1:1"))
     upstream.connection_made(wire)
     asker = Asker(upstream, has_sink=has_sink)
     upstream.ask(asker, b"")
