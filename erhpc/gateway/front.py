@@ -13,6 +13,8 @@ from erhpc.gateway.upstream import UpstreamPool
 
 WATCH_S = 0.5
 """How often limits of time are looked at, so that no request has to set a timer."""
+LOOK_AT = 50
+"""Connections looked at in one go: what comes meanwhile on all others waits."""
 
 
 class Front:
@@ -62,8 +64,11 @@ class Front:
         while True:
             await asyncio.sleep(WATCH_S)
             now_s = time.monotonic()
-            for caller in list(self.callers):
-                self._check_times(caller, now_s)
+            for number, caller in enumerate(list(self.callers), 1):
+                if caller in self.callers:  # it may have left meanwhile
+                    self._check_times(caller, now_s)
+                if number % LOOK_AT == 0:
+                    await asyncio.sleep(0)
             for pool in self.pools.values():
                 pool.close_idle()
 
