@@ -21,8 +21,8 @@ class Balancer(Protocol):
     def take(self) -> int:
         """The member that gets the next request, which is in flight from now on."""
 
-    def release(self, member: int) -> None:
-        """A request is no longer in flight at `member`."""
+    def release(self, member: int, count: int) -> None:
+        """So many requests are no longer in flight at `member`."""
 
 
 class OnlyMember:
@@ -32,7 +32,7 @@ class OnlyMember:
         """See `Balancer.take`."""
         return 0
 
-    def release(self, member: int) -> None:
+    def release(self, member: int, count: int) -> None:
         """See `Balancer.release`."""
 
 
@@ -49,7 +49,7 @@ class RoundRobin:
         self._next = (member + 1) % self._size
         return member
 
-    def release(self, member: int) -> None:
+    def release(self, member: int, count: int) -> None:
         """See `Balancer.release`."""
 
 
@@ -75,14 +75,14 @@ class LeastLoaded:
             self._lowest += 1
         return member
 
-    def release(self, member: int) -> None:
+    def release(self, member: int, count: int) -> None:
         """See `Balancer.release`."""
         load = self._loads[member]
-        self._loads[member] = load - 1
+        self._loads[member] = less = load - count
         tied = self._members[load]
         del tied[bisect_left(tied, member)]
-        insort(self._members[load - 1], member)
-        self._lowest = min(self._lowest, load - 1)
+        insort(self._members[less], member)
+        self._lowest = min(self._lowest, less)
 
 
 def make_balancer(rule: str, size: int) -> Balancer:

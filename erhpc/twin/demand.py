@@ -114,37 +114,41 @@ def check_demand(pools: Sequence[Sequence[ReplicaModel]], demand: Demand) -> Row
         if values.shape not in ((size,), (1,)):
             raise InputError(f"demand.{name} has shape {values.shape}, prompt_tokens ({size},). Give one per request.")
         is_time = name == "think_s"
-        is_fine = np.isfinite(values.astype(np.float64)) & (values >= 0) & (is_time | (values == np.floor(values)))
+        is_fine = values >= 0
+        if values.dtype.kind not in "bui":
+            is_fine &= np.isfinite(values.astype(np.float64)) & (is_time | (values == np.floor(values)))
         if not is_fine.all():
             allowed = f"{'seconds' if is_time else 'whole numbers'}, 0 or more"
             bad = int(np.flatnonzero(~is_fine)[0])
             raise InputError(f"demand.{name} of row {bad} is {values[bad]}. Allowed: {allowed}.")
-    full = {name: np.broadcast_to(values, (size,)) for name, values in columns.items()}
-    if (full["pool"] >= len(pools)).any():
-        bad = int(np.flatnonzero(full["pool"] >= len(pools))[0])
+    if (columns["pool"] >= len(pools)).any():
+        bad = int(np.flatnonzero(columns["pool"] >= len(pools))[0])
         raise InputError(
-            f"Row {bad} of the demand is routed to pool {full['pool'][bad]}, and there are {len(pools)}. Fit the "
+            f"Row {bad} of the demand is routed to pool {columns['pool'][bad]}, and there are {len(pools)}. Fit the "
             "router for as many experts as the placement has, or add experts."
         )
-    full = {name: values.astype(np.float64 if name == "think_s" else np.int64) for name, values in full.items()}
-    _check_lengths(pools, full)
-    return Rows(**{name: values.tolist() for name, values in full.items()})
+    columns = {name: values.astype(np.float64 if name == "think_s" else np.int64) for name, values in columns.items()}
+    _check_lengths(pools, columns["prompt_tokens"], columns["answer_tokens"], columns["pool"])
+    lists = {name: values.tolist() for name, values in columns.items()}
+    return Rows(**{name: values if len(values) == size else values * size for name, values in lists.items()})
 
 
-def _check_lengths(pools: Sequence[Sequence[ReplicaModel]], lengths: dict[str, Integers]) -> None:
-    """Every request must fit each replica that it may be sent to."""
-    prompt, answer = lengths["prompt_tokens"], lengths["answer_tokens"]
-    for index, pool in enumerate(pools):
-        for limits, model in {model.limits: model for model in pool}.items():
-            is_bad = (np.minimum(prompt, answer) < 1) | (prompt + answer > limits.max_model_len)
-            is_bad &= lengths["pool"] == index
-            if is_bad.any():
-                row = int(np.flatnonzero(is_bad)[0])
-                problem = limits.find_problem(int(prompt[row]), int(answer[row]))
-                raise InputError(
-                    f"Row {row} of the demand, for expert {model.expert}, {problem}. Shorten prompts or answers "
-                    f"(workload.output_tokens), or raise experts.{model.expert}.max_model_len."
-                )
+def _check_lengths(
+    pools: Sequence[Sequence[ReplicaModel]], prompt: Integers, answer: Integers, pool_of: Integers
+) -> None:
+    """Every request must fit each replica that it may be sent to; prompt and answer tokens, and index of the pool."""
+    prompt, answer, pool_of = np.broadcast_arrays(prompt, answer, pool_of)
+    narrowest = [min(pool, key=lambda model: model.limits.max_model_len) for pool in pools]
+    most_tokens = np.array([model.limits.max_model_len for model in narrowest])
+    is_bad = (np.minimum(prompt, answer) < 1) | (prompt + answer > most_tokens[pool_of])
+    if is_bad.any():
+        row = int(np.flatnonzero(is_bad)[0])
+        model = narrowest[pool_of[row]]
+        problem = model.limits.find_problem(int(prompt[row]), int(answer[row]))
+        raise InputError(
+            f"Row {row} of the demand, for expert {model.expert}, {problem}. Shorten prompts or answers "
+            f"(workload.output_tokens), or raise experts.{model.expert}.max_model_len."
+        )
 
 
 def check_due(load: OpenLoop, rows: Rows) -> list[float]:

@@ -12,16 +12,19 @@ before it never need more than they did then; and who is preempted is always the
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from heapq import heappop, heappush
 from math import ceil, inf, sqrt
+from operator import attrgetter
 
 from erhpc.plan.memory import BLOCK_TOKENS
 from erhpc.twin.decode_times import DecodeTimes
 from erhpc.twin.scheduler import Limits, count_blocks
-from erhpc.twin.sequence import OUT, Prefill, Sequence
+from erhpc.twin.sequence import OUT, Sequence
 from erhpc.twin.step_time import Batch
+from erhpc.twin.timeline import STRETCH
+
+_ADMISSION = attrgetter("order")
 
 
 class Replica:
@@ -30,30 +33,30 @@ class Replica:
     def __init__(self, limits: Limits, step_time: DecodeTimes) -> None:
         self.due_s = inf
         self.num_preemptions = 0
-        self.stretches = array("d")
-        """Steps done, four numbers per stretch: when it began, its steps, seconds of the first, growth per step."""
+        self.stretches = bytearray()
+        """Steps done, a `STRETCH` each: when it began, its steps, seconds of the first, growth per step."""
         self._limits = limits
         self._max_num_seqs = limits.max_num_seqs
         self._max_tokens = limits.max_num_batched_tokens
         self._is_asynchronous = limits.asynchronous
         self._watermark_blocks = limits.watermark_blocks
-        self._reserves = limits.reserve_full_sequence
-        self._has_long_prompts = limits.long_prefill_token_threshold > 0
         self._step_time = step_time
+        self._coming: deque[tuple[float, Sequence]] = deque()
+        """When, and which request arrives; after that, it waits from the next time `start` is called."""
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, None] = {}
         self._partials: list[Sequence] = []
         """Running sequences whose prompt is not computed yet, in order of admission."""
-        self._ending: list[tuple[int, int, Sequence]] = []
-        """Heap of decoding sequences by last step, then order; who was preempted has another order by then."""
-        self._ended: deque[Sequence] = deque()
-        """Sequences whose last token is scheduled, until that step is finished."""
+        self._ending: dict[int, list[Sequence]] = {}
+        """Decoding sequences by the step that yields their last token."""
+        self._end_steps: list[int] = []
+        """Heap of these steps; where all were preempted, nobody ends."""
+        self._ended: list[Sequence] = []
+        """Sequences whose last token is scheduled, in order of ending, then admission, until that step is finished."""
         self._num_admitted = 0
         self._free = limits.num_blocks
         self._scheduled = 0
         """Number of the last step that was scheduled."""
-        self._done = 0
-        """Number of the last step that was finished."""
         # Decoding sequences that the next step continues: how many, their computed tokens, and how many need a block
         # in a step s with s % 16 = 0, 1 ...
         self._decodes = 0
@@ -68,15 +71,19 @@ class Replica:
         self._step_s = 0.0
         self._growth_s = 0.0
 
-    def arrive(self, sequence: Sequence, now_s: float) -> bool:
-        """Queue a request; whether `due_s` changed."""
-        self._waiting.append(sequence)
+    def arrive(self, sequence: Sequence, at_s: float) -> bool:
+        """Expect a request, now or later but after those before it; whether `due_s` changed."""
+        self._coming.append((at_s, sequence))
         if self.due_s == inf:
-            self.due_s = now_s
+            self.due_s = at_s
             return True
-        if self._num_steps <= 1 or len(self._waiting) > 1 or len(self._running) >= self._max_num_seqs:
+        return len(self._coming) == 1 and at_s < self.due_s and self._cut(at_s)
+
+    def _cut(self, at_s: float) -> bool:
+        """End the stretch with the step in which the next request arrives; whether that is an earlier one."""
+        if self._num_steps <= 1 or self._waiting or len(self._running) >= self._max_num_seqs:
             return False  # the next step is the one to be admitted to, or there is no room before someone ends
-        num_steps = self._count_steps(now_s - self._start_s)
+        num_steps = self._count_steps(at_s - self._start_s)
         if num_steps >= self._num_steps:
             return False
         self._num_steps = num_steps
@@ -88,30 +95,31 @@ class Replica:
         num_steps = self._num_steps
         if not num_steps:
             return []
-        self.stretches.extend((self._start_s, num_steps, self._step_s, self._growth_s))
-        self._done += num_steps
+        self.stretches += STRETCH.pack(self._start_s, num_steps, self._step_s, self._growth_s)
         self._num_steps = 0
         if num_steps > 1:
             self._skip(num_steps - 1)
         if not self._is_asynchronous:
             self._retire()
-        ended = self._ended
-        if not ended:
+        finished = self._ended
+        if not finished:
             return []
-        finished = []
-        while ended and ended[0].last <= self._done:
-            sequence = ended.popleft()
-            finished.append(sequence)
+        self._ended = []
+        running = self._running
+        for sequence in finished:
             if sequence.order != OUT:
-                del self._running[sequence]
-                self._free += count_blocks(sequence.prompt + sequence.answer - 1)
+                del running[sequence]
+                self._free += -(-(sequence.prompt + sequence.answer - 1) // BLOCK_TOKENS)
         return finished
 
     def start(self, now_s: float) -> None:
         """Schedule, and begin the next stretch of steps. Raises ValueError if a step takes no time, or for ever."""
+        coming = self._coming
+        while coming and coming[0][0] <= now_s:
+            self._waiting.append(coming.popleft()[1])
         first = self._pending or self._schedule()
         if first is None:
-            self.due_s = inf
+            self.due_s = coming[0][0] if coming else inf
             return
         step_s, is_plain, growth_s = first
         if not 0 < step_s < inf:
@@ -124,8 +132,14 @@ class Replica:
         self._start_s = now_s
         self._step_s = step_s
         self._growth_s = growth_s
-        self._num_steps = 1 + (self._count_skippable() if is_plain else 0)
-        self.due_s = now_s + self._elapsed_s(self._num_steps)
+        if is_plain:
+            self._num_steps = 1 + self._count_skippable()
+            self.due_s = now_s + self._elapsed_s(self._num_steps)
+            if coming and coming[0][0] < self.due_s:
+                self._cut(coming[0][0])
+        else:
+            self._num_steps = 1
+            self.due_s = now_s + step_s
 
     def _elapsed_s(self, num_steps: int) -> float:
         return num_steps * self._step_s + self._growth_s * (num_steps * (num_steps - 1) // 2)
@@ -148,17 +162,19 @@ class Replica:
 
     def _count_skippable(self) -> int:
         """How many steps after the last scheduled one continue the same decodes, nobody ending or finding no block."""
-        decodes, scheduled = self._decodes, self._scheduled
-        ending = self._ending
-        while ending[0][2].order != ending[0][1]:
-            heappop(ending)
-        count = ending[0][0] - scheduled
+        decodes, scheduled, free = self._decodes, self._scheduled, self._free
+        ending, end_steps = self._ending, self._end_steps
+        while not ending[end_steps[0]]:
+            del ending[heappop(end_steps)]
         # Times stay on one line up to this context; the last step that is scheduled has to, too.
-        count = min(count, (self._end_tokens - self._context) // decodes + 1)
+        count = min(end_steps[0] - scheduled, (self._end_tokens - self._context) // decodes + 1)
         if count <= 0:
             return 0
-        rounds = min(count // BLOCK_TOKENS, self._free // decodes)
-        free = self._free - rounds * decodes
+        rounds = count // BLOCK_TOKENS
+        if (rounds + 1) * decodes <= free:
+            return count  # in as many steps as a block has tokens, each sequence needs one block
+        rounds = min(rounds, free // decodes)
+        free -= rounds * decodes
         for step in range(scheduled + 1, scheduled + 1 + min(count - rounds * BLOCK_TOKENS, BLOCK_TOKENS)):
             free -= self._needs[step % BLOCK_TOKENS]
             if free < 0:
@@ -168,9 +184,10 @@ class Replica:
     def _skip(self, count: int) -> None:
         """Schedule `count` steps that continue the same decodes."""
         rounds, rest = divmod(count, BLOCK_TOKENS)
-        self._free -= rounds * self._decodes
-        for step in range(self._scheduled + 1, self._scheduled + 1 + rest):
-            self._free -= self._needs[step % BLOCK_TOKENS]
+        first, needs = (self._scheduled + 1) % BLOCK_TOKENS, self._needs
+        self._free -= rounds * self._decodes + sum(needs[first : first + rest])
+        if first + rest > BLOCK_TOKENS:
+            self._free -= sum(needs[: first + rest - BLOCK_TOKENS])
         self._scheduled += count
         self._context += count * self._decodes
         if self._pending is not None:
@@ -179,14 +196,16 @@ class Replica:
 
     def _retire(self) -> None:
         """Take those out of the decoding sums whose last token is scheduled; they keep seat and blocks until then."""
-        ending, scheduled = self._ending, self._scheduled
-        while ending and ending[0][0] <= scheduled:
-            _, order, sequence = heappop(ending)
-            if sequence.order == order:
-                self._decodes -= 1
+        end_steps, needs = self._end_steps, self._needs
+        while end_steps and end_steps[0] <= self._scheduled:
+            ending = self._ending.pop(heappop(end_steps))
+            if len(ending) > 1:
+                ending.sort(key=_ADMISSION)
+            self._decodes -= len(ending)
+            for sequence in ending:
                 self._context -= sequence.prompt + sequence.answer - 1
-                self._needs[(1 - sequence.base) % BLOCK_TOKENS] -= 1
-                self._ended.append(sequence)
+                needs[(1 - sequence.base) % BLOCK_TOKENS] -= 1
+            self._ended += ending
 
     def _schedule(self) -> tuple[float, bool, float] | None:
         """Schedule one step; how long it takes (see `_pending`), None if there is nothing to do."""
@@ -202,26 +221,19 @@ class Replica:
         self._free -= needed
         self._context = context + decodes
         if self._waiting and decodes < self._max_tokens:
-            prefill = Prefill()
-            self._admit(step, self._max_tokens - decodes, decodes > 0, prefill)
-            if prefill.num_seqs:
+            batch = Batch(decodes, context, 0, 0, 0.0, decodes)
+            self._admit(step, self._max_tokens - decodes, batch)
+            if batch.num_prefill_seqs:
                 self._scheduled = step
-                return self._time(decodes, context, prefill)
+                return self._step_time.step_s(batch), False, 0.0
         if not decodes:
             return None
         self._scheduled = step
         self._end_tokens, intercept_s, slope_s = self._step_time.find_piece(decodes, context)
         return intercept_s + slope_s * context, True, slope_s * decodes
 
-    def _time(self, decodes: int, context: int, prefill: Prefill) -> tuple[float, bool, float]:
-        batch = Batch(
-            decodes, context, prefill.num_seqs, prefill.num_tokens, prefill.attention, decodes + prefill.num_completed
-        )
-        return self._step_time.step_s(batch), False, 0.0
-
     def _schedule_singly(self, step: int, preemptions: int) -> tuple[float, bool, float] | None:
         """A step that continues prompts, or in which blocks run out: in order of admission, one by one."""
-        prefill = Prefill()
         budget = self._max_tokens - self._decodes
         if self._needs[step % BLOCK_TOKENS] + self._count_partial_needs(budget) > self._free:
             self._allocate_in_order(step)
@@ -231,17 +243,18 @@ class Replica:
         decodes, context = self._decodes, self._context
         self._context += decodes
         budget = self._max_tokens - decodes
+        batch = Batch(decodes, context, 0, 0, 0.0, decodes)
         for sequence in partials:
-            budget -= self._compute_chunk(sequence, step, budget, prefill)
+            budget -= self._compute_chunk(sequence, step, budget, batch)
         if preemptions == self.num_preemptions and budget:
-            self._admit(step, budget, decodes + prefill.num_seqs > 0, prefill)
-        if not decodes + prefill.num_seqs:
+            self._admit(step, budget, batch)
+        if not batch.num_seqs:
             return None
         self._scheduled = step
-        if not prefill.num_seqs:
+        if not batch.num_prefill_seqs:
             _, intercept_s, slope_s = self._step_time.find_piece(decodes, context)
             return intercept_s + slope_s * context, False, 0.0
-        return self._time(decodes, context, prefill)
+        return self._step_time.step_s(batch), False, 0.0
 
     def _count_partial_needs(self, budget: int) -> int:
         needed = 0
@@ -281,37 +294,41 @@ class Replica:
             self._free -= taken_now
             reserved += needed - taken_now
 
-    def _compute_chunk(self, sequence: Sequence, step: int, budget: int, prefill: Prefill) -> int:
-        """Compute the next chunk of a prompt; its tokens."""
+    def _compute_chunk(self, sequence: Sequence, step: int, budget: int, batch: Batch) -> int:
+        """Compute the next chunk of a prompt as part of `batch`; its tokens."""
         length = sequence.prompt + sequence.generated
         chunk = self._limits.clip_chunk(length - sequence.computed, budget)
         needed = max(count_blocks(sequence.computed + chunk) - sequence.blocks, 0)
         self._free -= needed
         sequence.blocks += needed
         if chunk:
-            prefill.num_seqs += 1
-            prefill.num_tokens += chunk
-            prefill.attention += chunk * (sequence.computed + chunk / 2)
+            batch.num_prefill_seqs += 1
+            batch.num_prefill_tokens += chunk
+            batch.prefill_attention += chunk * (sequence.computed + chunk / 2)
             sequence.computed += chunk
         if sequence.computed == length:
-            prefill.num_completed += 1
+            batch.num_logit_rows += 1
             self._begin_decode(sequence, step, length)
         else:
             self._partials.append(sequence)
         return chunk
 
-    def _admit(self, step: int, budget: int, is_any_scheduled: bool, prefill: Prefill) -> None:
-        limits, waiting, running = self._limits, self._waiting, self._running
-        while waiting and budget > 0 and len(running) < self._max_num_seqs:
+    def _admit(self, step: int, budget: int, batch: Batch) -> None:
+        """Admit to `step`, of which `batch` is known so far, who waits."""
+        is_any_scheduled = batch.num_decode_seqs > 0 or batch.num_prefill_seqs > 0
+        limits, waiting, running, max_num_seqs = self._limits, self._waiting, self._running, self._max_num_seqs
+        longest = limits.long_prefill_token_threshold or self._max_tokens
+        reserves = limits.reserve_full_sequence
+        while waiting and budget > 0 and len(running) < max_num_seqs:
             sequence = waiting[0]
             length = sequence.prompt + sequence.generated
             cached = limits.count_cached(sequence.cached, length) if sequence.cached else 0
             chunk = length - cached
-            if self._has_long_prompts or chunk > budget:
+            if chunk > budget or chunk > longest:
                 chunk = limits.clip_chunk(chunk, budget)
             computed = cached + chunk
             blocks = -(-computed // BLOCK_TOKENS)
-            needed = -(-length // BLOCK_TOKENS) if self._reserves else blocks
+            needed = -(-length // BLOCK_TOKENS) if reserves else blocks
             if is_any_scheduled:
                 needed += self._watermark_blocks
             if not chunk or needed > self._free:
@@ -322,11 +339,11 @@ class Replica:
             self._free -= blocks
             budget -= chunk
             is_any_scheduled = True
-            prefill.num_seqs += 1
-            prefill.num_tokens += chunk
-            prefill.attention += chunk * (cached + chunk / 2)
+            batch.num_prefill_seqs += 1
+            batch.num_prefill_tokens += chunk
+            batch.prefill_attention += chunk * (cached + chunk / 2)
             if computed == length:
-                prefill.num_completed += 1
+                batch.num_logit_rows += 1
                 self._begin_decode(sequence, step, length)
             else:
                 sequence.computed, sequence.blocks = computed, blocks
@@ -336,11 +353,16 @@ class Replica:
         """`step` computes the last of the `length` tokens it has, and yields a token."""
         sequence.base = length - step
         sequence.begun = step
-        sequence.last = step + sequence.answer - sequence.generated - 1
+        sequence.last = last = step + sequence.answer - sequence.generated - 1
         self._decodes += 1
         self._context += length
         self._needs[(1 - sequence.base) % BLOCK_TOKENS] += 1
-        heappush(self._ending, (sequence.last, sequence.order, sequence))
+        together = self._ending.get(last)
+        if together is None:
+            self._ending[last] = [sequence]
+            heappush(self._end_steps, last)
+        else:
+            together.append(sequence)
 
     def _preempt(self) -> None:
         """Preempt the last admitted; who has the last token in flight only loses seat and blocks."""
@@ -357,6 +379,7 @@ class Replica:
             self._decodes -= 1
             self._context -= victim.base + self._scheduled
             self._needs[(1 - victim.base) % BLOCK_TOKENS] -= 1
+            self._ending[victim.last].remove(victim)
             victim.spells = [*(victim.spells or ()), (victim.begun, self._scheduled)]
             victim.generated = victim.answer - (victim.last - self._scheduled)
         victim.computed = victim.blocks = victim.begun = victim.last = 0

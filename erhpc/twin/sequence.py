@@ -1,6 +1,6 @@
-"""What a simulated replica keeps of a request, and of the prompts in a step; `replica` alone changes them.
+"""What a simulated replica keeps of a request; `replica` alone changes it.
 
-Plain objects with slots, not dataclasses: a level has a hundred thousand of them.
+A plain object with slots, not a dataclass: a level has a hundred thousand of them.
 """
 
 from __future__ import annotations
@@ -60,13 +60,3 @@ class Sequence:
         self.last = 0
         self.spells: list[tuple[int, int]] | None = None
         """First and last of the steps that yielded tokens before it was preempted; None: it never was."""
-
-
-class Prefill:
-    """The sums of what a step computes of prompts."""
-
-    __slots__ = ("attention", "num_completed", "num_seqs", "num_tokens")
-
-    def __init__(self) -> None:
-        self.num_seqs = self.num_tokens = self.num_completed = 0
-        self.attention = 0.0

@@ -8,13 +8,14 @@ times says. Nothing here was measured, and `Prediction` is where that is still k
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from math import inf
+from struct import Struct
 from sys import maxsize
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +34,10 @@ from erhpc.twin.demand import (
 )
 from erhpc.twin.replica import Replica
 from erhpc.twin.sequence import Sequence as Asked
+from erhpc.twin.timeline import Floats, Integers, Timeline
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+Send = tuple[float, int, int, int, int]
+"""When to send, in which order it was planned, user, which of the user's, row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,15 +64,20 @@ class Prediction:
     tokens_out: Integers
     num_preemptions: int
     """Of all replicas."""
-    spells: Sequence[Sequence[tuple[int, int]]]
-    """First and last step of its replica that yielded tokens; several spells where it was preempted in between."""
-    step_ends_s: Sequence[Floats]
-    """Of each replica: when its steps ended; step s at index s - 1."""
+    first_step: Integers
+    """The step of its replica that yielded the first token since it was last preempted; of most, the first of all."""
+    last_step: Integers
+    """The step that yielded its last token."""
+    earlier_spells: Mapping[int, Sequence[tuple[int, int]]]
+    """Of requests that were preempted: first and last of the steps that yielded tokens, up to each preemption."""
+    timeline: Timeline
+    """When the steps ended."""
 
     def token_times_s(self, request: int) -> Floats:
         """When the tokens of the answer to a request came, shape (tokens_out,)."""
-        ends_s = self.step_ends_s[self.replica[request]]
-        return np.concatenate([ends_s[first - 1 : last] for first, last in self.spells[request]])
+        spells = [*self.earlier_spells.get(request, ()), (self.first_step[request], self.last_step[request])]
+        steps = np.concatenate([np.arange(first, last + 1) for first, last in spells])
+        return self.timeline.ends_s(int(self.replica[request]), steps)
 
 
 def simulate(
@@ -115,13 +122,17 @@ class _Level:
         self._pool_of = [index for index, pool in enumerate(pools) for _ in pool]
         self._first_of = [self._pool_of.index(index) for index in range(len(pools))]
         self._balancers = [make_balancer(gateway.rule, len(pool)) for pool in pools]
+        self._has_choice = [len(pool) > 1 for pool in pools]
+        """Of which pools a replica is picked once the request is there; else it is known, and told of it ahead."""
         self._sent: list[Asked] = []
         """All requests that count, in the order in which they were sent."""
-        self._sends: list[tuple[float, int, int, int, int]] = []
-        """Heap of what is to be sent: when, in which order it was planned, user, which of the user's, row."""
+        self._first_sends: deque[Send] = deque()
+        """What is sent however fast answers come, in order."""
+        self._sends: list[Send] = []
+        """Heap of what is to be sent besides, once users have thought."""
         self._num_planned = 0
         self._arrivals: deque[tuple[float, Asked]] = deque()
-        """When, and which request has passed the gateway."""
+        """When, and which request will have passed the gateway, where a replica is to be picked then."""
         self._due: list[tuple[float, int]] = []
         """Heap of when, and which replica has to act; entries that its `due_s` does not match are void."""
         self._gateway_free_s = 0.0
@@ -143,24 +154,29 @@ class _Level:
         self._num_left = maxsize if load.keeps_load else load.num_requests - first
         num_rows = len(self._rows.pool)
         self._num_planned = first
-        self._sends = [(user * load.ramp_s / load.users, user, user, 0, user % num_rows) for user in range(first)]
+        self._first_sends.extend(
+            (user * load.ramp_s / load.users, user, user, 0, user % num_rows) for user in range(first)
+        )
 
     def expect(self, due_s: list[float], num_counted: int | None) -> None:
         """Let requests come when they are due."""
         self._num_counted = self._num_open = len(due_s) if num_counted is None else num_counted
-        self._sends = [(at_s, number, number, 0, number) for number, at_s in enumerate(due_s)]
+        self._first_sends.extend((at_s, number, number, 0, number) for number, at_s in enumerate(due_s))
 
     def play(self) -> None:
         """Let everything happen, in order of time."""
-        heapify(self._sends)
-        sends, arrivals, due, replicas = self._sends, self._arrivals, self._due, self._replicas
+        first_sends, sends, arrivals, due, replicas = (
+            self._first_sends, self._sends, self._arrivals, self._due, self._replicas,
+        )  # fmt: skip
         while self._num_open:
-            send_s = sends[0][0] if sends else inf
+            send_s = inf
+            if first_sends or sends:
+                is_first = bool(first_sends) and not (sends and sends[0] < first_sends[0])
+                send_s = first_sends[0][0] if is_first else sends[0][0]
             arrival_s = arrivals[0][0] if arrivals else inf
             due_s, index = due[0] if due else (inf, -1)
             if send_s <= arrival_s and send_s <= due_s:
-                _, _, user, index, row = heappop(sends)
-                self._send(send_s, user, index, row)
+                self._send(*(first_sends.popleft() if is_first else heappop(sends)))
             elif arrival_s <= due_s:
                 self._arrive(*arrivals.popleft())
             else:
@@ -168,7 +184,7 @@ class _Level:
                 if replicas[index].due_s == due_s:
                     self._step(index, due_s)
 
-    def _send(self, now_s: float, user: int, index: int, row: int) -> None:
+    def _send(self, now_s: float, _: int, user: int, index: int, row: int) -> None:
         rows, gateway = self._rows, self._gateway
         sequence = Asked(
             now_s,
@@ -186,70 +202,87 @@ class _Level:
             self._others.add(sequence)
         begun_s = self._gateway_free_s
         self._gateway_free_s = passed_s = (begun_s if begun_s > now_s else now_s) + gateway.service_s
-        self._arrivals.append((passed_s + gateway.latency_s, sequence))
+        if self._has_choice[sequence.pool]:
+            self._arrivals.append((passed_s + gateway.latency_s, sequence))
+        else:
+            self._arrive(passed_s + gateway.latency_s, sequence)
 
-    def _arrive(self, now_s: float, sequence: Asked) -> None:
+    def _arrive(self, at_s: float, sequence: Asked) -> None:
+        """Pick the replica of a request that arrives at `at_s`: now, or later where there is only one to pick."""
         pool = sequence.pool
         sequence.replica = index = self._first_of[pool] + self._balancers[pool].take()
         replica = self._replicas[index]
-        if replica.arrive(sequence, now_s):
+        if replica.arrive(sequence, at_s):
             heappush(self._due, (replica.due_s, index))
 
     def _step(self, index: int, now_s: float) -> None:
         """A replica ends its steps, which lets users send, and begins the next ones."""
-        replica, arrivals = self._replicas[index], self._arrivals
+        replica = self._replicas[index]
         finished = replica.finish()
         if finished:
-            pool = self._pool_of[index]
-            balancer, member = self._balancers[pool], index - self._first_of[pool]
-            for _ in finished:
-                balancer.release(member)
-            others = self._others
+            pool, others, arrivals = self._pool_of[index], self._others, self._arrivals
+            self._balancers[pool].release(index - self._first_of[pool], len(finished))
             self._num_open -= sum(sequence not in others for sequence in finished) if others else len(finished)
             if self._num_left:
-                for sequence in finished[: self._num_left]:
-                    self._ask_again(sequence, now_s)
+                self._ask_again(finished[: self._num_left], now_s)
                 while arrivals and arrivals[0][0] <= now_s:
                     self._arrive(*arrivals.popleft())
         replica.start(now_s)
         if replica.due_s != inf:
             heappush(self._due, (replica.due_s, index))
 
-    def _ask_again(self, answered: Asked, now_s: float) -> None:
-        rows = self._rows
-        self._num_left -= 1
-        user, index = answered.user, answered.index + 1
-        row = (index * self._users + user) % len(rows.pool)
-        think_s = rows.think_s[answered.row]
-        if think_s:
-            heappush(self._sends, (now_s + think_s, self._num_planned, user, index, row))
-            self._num_planned += 1
-        else:
-            self._send(now_s, user, index, row)
+    def _ask_again(self, answered: list[Asked], now_s: float) -> None:
+        """Let users send their next requests, or plan to."""
+        pauses_s, users, num_rows = self._rows.think_s, self._users, len(self._rows.pool)
+        self._num_left -= len(answered)
+        for sequence in answered:
+            user, index = sequence.user, sequence.index + 1
+            row = (index * users + user) % num_rows
+            think_s = pauses_s[sequence.row]
+            if think_s:
+                heappush(self._sends, (now_s + think_s, self._num_planned, user, index, row))
+                self._num_planned += 1
+            else:
+                self._send(now_s, 0, user, index, row)
 
     def report(self) -> Prediction:
         """Everything that happened to the requests that count."""
-        sent = self._sent
-        replica = _integers([sequence.replica for sequence in sent])
-        spells = [(*(sequence.spells or ()), (sequence.begun, sequence.last)) for sequence in sent]
-        ends_s = [_end_steps(replica.stretches) for replica in self._replicas]
-        offsets = np.cumsum([0, *(ends.size for ends in ends_s)])[:-1][replica] - 1
-        all_ends_s = np.concatenate(ends_s)
+        known = _tabulate(self._sent)
+        num_preemptions = sum(replica.num_preemptions for replica in self._replicas)
+        earlier = {number: one.spells for number, one in enumerate(self._sent) if one.spells} if num_preemptions else {}
+        very_first_step = known["begun"].copy()
+        for number, spells in earlier.items():
+            very_first_step[number] = spells[0][0]
+        timeline = Timeline([replica.stretches for replica in self._replicas])
         return Prediction(
             replicas=self._models,
-            row=_integers([sequence.row for sequence in sent]),
-            user=_integers([sequence.user for sequence in sent]),
-            sequence=_integers([sequence.index for sequence in sent]),
-            replica=replica,
-            sent_s=np.array([sequence.sent_s for sequence in sent]),
-            first_token_s=all_ends_s[offsets + _integers([spell[0][0] for spell in spells])],
-            last_token_s=all_ends_s[offsets + _integers([spell[-1][1] for spell in spells])],
-            tokens_in=_integers([sequence.prompt for sequence in sent]),
-            tokens_out=_integers([sequence.answer for sequence in sent]),
-            num_preemptions=sum(replica.num_preemptions for replica in self._replicas),
-            spells=spells,
-            step_ends_s=ends_s,
+            row=known["row"],
+            user=known["user"],
+            sequence=known["index"],
+            replica=known["replica"],
+            sent_s=known["sent_s"],
+            first_token_s=timeline.ends_s(known["replica"], very_first_step),
+            last_token_s=timeline.ends_s(known["replica"], known["last"]),
+            tokens_in=known["prompt"],
+            tokens_out=known["answer"],
+            num_preemptions=num_preemptions,
+            first_step=known["begun"],
+            last_step=known["last"],
+            earlier_spells=earlier,
+            timeline=timeline,
         )
+
+
+def _tabulate(sent: Sequence[Asked]) -> dict[str, npt.NDArray[Any]]:
+    """Columns of what is known of requests, by the names of attributes; packed, it takes a fourth of the time."""
+    pack = Struct("=d8q").pack
+    packed = [
+        pack(one.sent_s, one.row, one.user, one.index, one.replica, one.prompt, one.answer, one.begun, one.last)
+        for one in sent
+    ]
+    names = ("row", "user", "index", "replica", "prompt", "answer", "begun", "last")
+    table = np.frombuffer(b"".join(packed), dtype=[("sent_s", np.float64), *((name, np.int64) for name in names)])
+    return {name: table[name].copy() for name in ("sent_s", *names)}
 
 
 def _build_replicas(models: Sequence[ReplicaModel]) -> list[Replica]:
@@ -262,18 +295,3 @@ def _build_replicas(models: Sequence[ReplicaModel]) -> list[Replica]:
             step_time = shared.setdefault((id(step_time), most_tokens), DecodeTimes(step_time, most_tokens))
         replicas.append(Replica(model.limits, step_time))
     return replicas
-
-
-def _end_steps(stretches: array[float]) -> Floats:
-    """When each step ended (see `Replica.stretches`)."""
-    start_s, num_steps, step_s, growth_s = np.frombuffer(stretches, dtype=np.float64).reshape(-1, 4).T
-    counts = num_steps.astype(np.int64)
-    firsts = np.cumsum(counts) - counts
-    nth = np.arange(counts.sum()) - np.repeat(firsts, counts) + 1
-    ends_s: Floats = np.repeat(start_s, counts) + nth * np.repeat(step_s, counts)
-    ends_s += nth * (nth - 1) // 2 * np.repeat(growth_s, counts)
-    return ends_s
-
-
-def _integers(values: Sequence[int]) -> Integers:
-    return np.array(values, dtype=np.int64)

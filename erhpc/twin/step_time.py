@@ -37,7 +37,8 @@ _FLOPS_PER_INSTRUCTION = 4
 _INFINITY = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: a simulation builds one per step, which would take thrice as long, and adds up in it what is computed.
+@dataclass(slots=True)
 class Batch:
     """What one step computes, as the sums that its duration depends on. Raises ValueError for impossible counts."""
 
@@ -231,7 +232,21 @@ class Roofline:
         heads = count_kv_heads(architecture, tensor_parallel)
         self._kv_token_bytes = 2 * architecture.num_layers * heads * read_head_dim(architecture) * kv_bytes
         self._lines: dict[int, DecodeLines] = {}
+        self._decide_once()
+
+    def _decide_once(self) -> None:
+        """What every step needs and none changes; a simulation asks for the time of a step after the other."""
+        shape, gpu, profile = self._shape, self._gpu, self._profile
+        self._query_size = shape.num_attention_heads * read_head_dim(shape) / self._tensor_parallel
+        self._attention_flops = self._peak_flops * gpu.attention_share
+        self._kv_read_s = self._kv_token_bytes / (gpu.bandwidth_bytes_per_s * (gpu.kv_share * profile.kv_share_factor))
+        calls = shape.num_layers * (_LAYER_TORCH_CALLS + _LAYER_PRODUCTS * self._kernel.torch_calls)
+        self._host_base_s = profile.step_s + (profile.tensor_parallel_s if self._tensor_parallel > 1 else 0.0)
+        self._host_base_s += self._kernel.eager_call_s * calls if self._is_eager else 0.0
+        # Terms that depend on a single count, by that count.
         self._layers: dict[int, float] = {}
+        self._heads: dict[int, float] = {}
+        self._all_reduces: dict[bool, dict[int, float]] = {False: {}, True: {}}
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -265,7 +280,7 @@ class Roofline:
         require_range("num_seqs", num_seqs, 1)
         batch = Batch(num_decode_seqs=num_seqs, num_logit_rows=num_seqs)
         profile = self._profile
-        gpu = DecodeLine(self._gpu_s(batch), self._kv_read_s())
+        gpu = DecodeLine(self._gpu_s(batch), self._kv_read_s)
         host = DecodeLine(self._host_s(batch), profile.host_factor * profile.block_s / BLOCK_TOKENS)
         send_s = self.send_s(num_seqs)
         if profile.overlaps:
@@ -279,10 +294,16 @@ class Roofline:
         return DecodeLines(num_seqs, both, DecodeLine(send_s, 0.0) if send_s > both.base_s else both)
 
     def _gpu_s(self, batch: Batch) -> float:
-        layers_s = self._layers.get(batch.num_tokens)
+        num_tokens, num_rows = batch.num_decode_seqs + batch.num_prefill_tokens, batch.num_logit_rows
+        layers_s = self._layers.get(num_tokens)
         if layers_s is None:
-            layers_s = self._layers[batch.num_tokens] = self._layers_s(batch.num_tokens)
-        return layers_s + self._attention_s(batch) + self._head_s(batch) + self._all_reduce_s(batch)
+            layers_s = self._layers[num_tokens] = self._layers_s(num_tokens)
+        head_s = self._heads.get(num_rows)
+        if head_s is None:
+            head_s = self._heads[num_rows] = self._head_s(num_rows)
+        flops = batch.prefill_attention * 4 * self._query_size * self._shape.num_layers
+        attention_s = batch.decode_context_tokens * self._kv_read_s + flops / self._attention_flops
+        return layers_s + attention_s + head_s + self._all_reduce_s(batch, num_tokens)
 
     def _layers_s(self, num_tokens: int) -> float:
         products_s = sum(self._product_s(weights, num_tokens) for weights in self._layer_weights)
@@ -330,43 +351,33 @@ class Roofline:
         bandwidth = _ELEMENTWISE_BANDWIDTH_SHARE * self._gpu.bandwidth_bytes_per_s
         return num_tokens * self._value_bytes * values / bandwidth
 
-    def _kv_read_s(self) -> float:
-        """Seconds to read one token of context."""
-        share = self._gpu.kv_share * self._profile.kv_share_factor
-        return self._kv_token_bytes / (self._gpu.bandwidth_bytes_per_s * share)
-
-    def _attention_s(self, batch: Batch) -> float:
-        shape = self._shape
-        query_size = shape.num_attention_heads * read_head_dim(shape) / self._tensor_parallel
-        flops = batch.prefill_attention * 4 * query_size * shape.num_layers
-        return batch.decode_context_tokens * self._kv_read_s() + flops / (self._peak_flops * self._gpu.attention_share)
-
-    def _head_s(self, batch: Batch) -> float:
+    def _head_s(self, num_rows: int) -> float:
         """The output matrix, which no quantisation touches."""
         weights = self._shape.hidden_size * self._shape.vocab_size / self._tensor_parallel
         read_s = weights * self._value_bytes / (self._gpu.bandwidth_bytes_per_s * self._gpu.weight_share)
-        compute_s = 2 * weights * batch.num_logit_rows / (self._peak_flops * self._gpu.compute_share)
+        compute_s = 2 * weights * num_rows / (self._peak_flops * self._gpu.compute_share)
         return hypot(read_s, compute_s) + _KERNEL_LAUNCH_S
 
-    def _all_reduce_s(self, batch: Batch) -> float:
+    def _all_reduce_s(self, batch: Batch, num_tokens: int) -> float:
         """Two all-reduces per layer; sizes between the measured ones count as the next, larger ones as the last."""
         if self._tensor_parallel == 1:
             return 0.0
+        eager = self._is_eager or batch.num_prefill_tokens > 0 or batch.num_decode_seqs > self._profile.graph_max_seqs
+        known = self._all_reduces[eager]
+        if num_tokens in known:
+            return known[num_tokens]
         sizes = self._gpu.all_reduce
         measured = min((size for size in sizes if size >= self._tensor_parallel), default=max(sizes))
-        message_bytes = batch.num_tokens * self._shape.hidden_size * self._value_bytes
-        eager = self._is_eager or batch.num_prefill_tokens > 0 or batch.num_decode_seqs > self._profile.graph_max_seqs
+        message_bytes = num_tokens * self._shape.hidden_size * self._value_bytes
         one_s = sizes[measured].time_s(message_bytes, self._gpu.eager_all_reduce_s if eager else 0.0)
-        return 2 * self._shape.num_layers * self._gpu.all_reduce_factor * one_s
+        known[num_tokens] = 2 * self._shape.num_layers * self._gpu.all_reduce_factor * one_s
+        return known[num_tokens]
 
     def _host_s(self, batch: Batch) -> float:
         profile = self._profile
-        calls = self._shape.num_layers * (_LAYER_TORCH_CALLS + _LAYER_PRODUCTS * self._kernel.torch_calls)
-        launch_s = self._kernel.eager_call_s * calls if self._is_eager else 0.0
-        parallel_s = profile.tensor_parallel_s if self._tensor_parallel > 1 else 0.0
         blocks_s = profile.block_s * batch.decode_context_tokens / BLOCK_TOKENS
-        seqs_s = profile.seq_s * batch.num_seqs
-        return profile.host_factor * (profile.step_s + parallel_s + launch_s + blocks_s + seqs_s)
+        seqs_s = profile.seq_s * (batch.num_decode_seqs + batch.num_prefill_seqs)
+        return profile.host_factor * (self._host_base_s + blocks_s + seqs_s)
 
 
 def check_shape(shape: ArchitectureConfig, tensor_parallel: int) -> None:
