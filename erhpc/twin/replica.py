@@ -30,6 +30,14 @@ _ADMISSION = attrgetter("order")
 class Replica:
     """A queue, running sequences and KV blocks. `due_s` says when `finish`, then `start`, must be called next."""
 
+    # Read at every step, and CPython looks up more than 30 attributes of an object without slots in a dict.
+    __slots__ = (
+        "_coming", "_context", "_decodes", "_end_steps", "_end_tokens", "_ended", "_ending", "_free", "_growth_s",
+        "_is_asynchronous", "_limits", "_max_num_seqs", "_max_tokens", "_needs", "_num_admitted", "_num_steps",
+        "_partials", "_pending", "_running", "_scheduled", "_start_s", "_step_s", "_step_time", "_waiting",
+        "_watermark_blocks", "due_s", "num_preemptions", "stretches",
+    )  # fmt: skip
+
     def __init__(self, limits: Limits, step_time: DecodeTimes) -> None:
         self.due_s = inf
         self.num_preemptions = 0
