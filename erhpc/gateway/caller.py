@@ -116,7 +116,7 @@ class Caller(asyncio.Protocol):
         if self._skip_bytes:
             self._skip()
         if self._passage is None and not self._is_waiting:
-            self._read()
+            self._front.reads.do(self._read)
         elif len(self._buffer) > MAX_AHEAD_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()

@@ -9,10 +9,14 @@ from collections.abc import Callable
 
 from erhpc.gateway.caller import Caller
 from erhpc.gateway.desk import Desk
+from erhpc.gateway.slices import Slices
 from erhpc.gateway.upstream import UpstreamPool
 
 WATCH_S = 0.5
 """How often limits of time are looked at, so that no request has to set a timer."""
+READ_AT = 4
+"""Clients whose requests are read in one turn of the loop: of a thousand that come at once the first are sent on, and
+running answers passed on, before the last are read."""
 LOOK_AT = 50
 """Connections looked at in one go: what comes meanwhile on all others waits."""
 
@@ -28,6 +32,7 @@ class Front:
         self.max_body_bytes = limits.max_body_bytes
         self.pools = {replica.name: UpstreamPool(replica.endpoint.url) for replica in desk.replicas}
         self.callers: set[Caller] = set()
+        self.reads = Slices(READ_AT, asyncio.get_running_loop().call_soon)
         self._quiet: asyncio.Event | None = None
         """Set when no request is being answered; only while someone waits for it."""
 
