@@ -692,7 +692,7 @@ async def test_requests_under_way_end_when_the_client_is_closed(kind: str):
 
 
 @on_its_loop
-async def test_descriptors_and_tasks_do_not_leak(kind: str, full_backlog: int):
+async def test_descriptors_and_tasks_do_not_leak(kind: str):
     def count() -> tuple[int, int]:
         return sum(1 for _ in Path("/proc/self/fd").iterdir()), len(asyncio.all_tasks())
 
@@ -708,23 +708,24 @@ async def test_descriptors_and_tasks_do_not_leak(kind: str, full_backlog: int):
         await visit.send(*[GOOD, [b"nonsense"], []][visit.number % 3])
 
     good, bad = RawServer(canned(*answer("a"))), RawServer(fail)
-    async with good.serving(), bad.serving():
-        late_url = f"http://127.0.0.1:{full_backlog}/"
-        before: tuple[int, int] | None = None
-        for _ in range(5):  # the first time opens what stays open, e.g. for looking up names
-            async with (
-                client_of(kind, good.url) as well,
-                client_of(kind, bad.url) as badly,
-                client_of(kind, late_url, connect_s=0.1) as late,
-            ):
-                asked = [ask(client) for client in [badly] * 30 + [late] * 10 + [well] * 5]
-                broken_off = [break_off(client, turns) for client in (well, badly, late) for turns in range(30)]
-                await asyncio.gather(*asked, *broken_off)
-                for turns in range(30):  # over kept connections
-                    await break_off(well, turns)
-            before = before or await settled(count)
-            await until(lambda: count() == before)  # noqa: B023 - it is called here
-            assert count() == before
+    with full_backlog() as port:
+        late_url = f"http://127.0.0.1:{port}/"
+        async with good.serving(), bad.serving():
+            before: tuple[int, int] | None = None
+            for _ in range(5):  # the first time opens what stays open, e.g. for looking up names
+                async with (
+                    client_of(kind, good.url) as well,
+                    client_of(kind, bad.url) as badly,
+                    client_of(kind, late_url, connect_s=0.1) as late,
+                ):
+                    asked = [ask(client) for client in [badly] * 30 + [late] * 10 + [well] * 5]
+                    broken_off = [break_off(client, turns) for client in (well, badly, late) for turns in range(30)]
+                    await asyncio.gather(*asked, *broken_off)
+                    for turns in range(30):  # over kept connections
+                        await break_off(well, turns)
+                before = before or await settled(count)
+                await until(lambda: count() == before)  # noqa: B023 - it is called here
+                assert count() == before
 
 
 async def settled(count: Callable[[], tuple[int, int]]) -> tuple[int, int]:
