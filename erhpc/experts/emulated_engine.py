@@ -15,14 +15,12 @@ from typing import Literal
 
 from erhpc.experts.emulated_faults import Faults
 from erhpc.experts.emulated_metrics import EngineMetrics
-from erhpc.results.telemetry import Lookback, TimedValues
+from erhpc.results.telemetry import TICK_S, Lookback, TimedValues
 from erhpc.twin.scheduler import Request, Scheduler, Step
 from erhpc.twin.serving import Serving
 
 _KEEP_STEPS = 60_000
 """Steps whose lateness is kept: ten minutes at 10 ms."""
-_TICK_S = 0.001
-"""Timers of event loops come no finer."""
 _LONGEST_SLEEP_S = 3600.0
 
 
@@ -184,7 +182,7 @@ async def sleep_until(deadline_s: float, clock: Callable[[], float]) -> None:
     while True:
         await asyncio.sleep(min(max(delay_s, 0.0), _LONGEST_SLEEP_S))
         delay_s = deadline_s - clock()
-        if delay_s <= _TICK_S / 2:
+        if delay_s <= TICK_S / 2:
             return
 
 

@@ -141,7 +141,7 @@ class Caller(asyncio.Protocol):
     @property
     def sink(self) -> Sink:
         """See `passage.Caller`: a transport that has been given up takes what is written, until `connection_lost`."""
-        return self._transport.write
+        return self._transport
 
     def end(self, *, keeps_alive: bool) -> None:
         """See `passage.Caller`."""

@@ -26,7 +26,7 @@ HISTOGRAMS = {
     "erhpc_classify_seconds": "Time to classify a text.",
     "erhpc_forward_seconds": "From a request's last byte to when it was sent on; a wait for its turn does not count.",
     "erhpc_first_write_seconds": "From the first byte of an answer to when it was written to the client.",
-    "erhpc_loop_lag_seconds": "How late the event loop ran, every 10 ms in each process.",
+    "erhpc_loop_lag_seconds": "How late the event loop ran, every 50 ms in each process.",
 }
 _PLAIN = {
     "erhpc_admitted": ("gauge", "Requests that have a place now, read, relayed or being refused."),

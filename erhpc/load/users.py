@@ -7,6 +7,7 @@ way each request it began has exactly one record, also when its task is cancelle
 from __future__ import annotations
 
 import asyncio
+from math import ceil
 
 from numpy.random import PCG64, Generator, SeedSequence
 
@@ -14,6 +15,7 @@ from erhpc.client.exchange import Clock, Exchange, StreamingClient
 from erhpc.load.journal import Ended, Journal
 from erhpc.plan.specs import ClientSpec
 from erhpc.results.record import Status
+from erhpc.results.telemetry import TICK_S
 from erhpc.workload.arrivals import draw_think_time_s
 from erhpc.workload.requests import LoadRequest, RequestSource
 
@@ -84,7 +86,8 @@ class User:
         """Wait until `due_ns`, and while at rest; returns when the request was due."""
         self._journal.expect(self._number, due_ns)
         while (pause_s := (due_ns - self._clock()) / 1e9) > 0:
-            await self._wait(pause_s)
+            # Up to a whole tick: a rest too short for the timer would be asked for over and over, by every user.
+            await self._wait(ceil(pause_s / TICK_S) * TICK_S)
         while self._is_resting:
             self._journal.expect(self._number, None)
             await self._wait(None)

@@ -29,8 +29,6 @@ from erhpc.workload.traces import Trace
 TALLY_S = 0.5
 NEWS_S = 0.02
 """Least time between two tallies, however much news there is."""
-PROBE_S = 0.05
-"""How often the event loop is probed for lag: each probe wakes a process that may have nothing else to do."""
 
 
 class Worker:
@@ -57,7 +55,7 @@ class Worker:
         self._news = asyncio.Event()
         """There is something for the conductor to know before a tally is due."""
         self._journal = Journal(on_news=self._news.set)
-        self._lag = LoopLag(PROBE_S)
+        self._lag = LoopLag()
         self._begin: Begin | None = None
         self._opened: OpenWindow | None = None
         self._population: Population | None = None

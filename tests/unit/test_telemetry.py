@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from erhpc.results.telemetry import INTERVAL_S, Lookback, LoopLag, TimedValues, parse_lookback
+from erhpc.results.telemetry import Lookback, LoopLag, TimedValues, parse_lookback
 
 
 def test_a_quantile_counts_only_values_since_the_given_time():
@@ -53,6 +53,9 @@ def test_a_window_that_ended_when_nobody_remembers_is_refused(given):
         parse_lookback({"ago_s": given})
 
 
+INTERVAL_S = 0.01
+
+
 class LateClock:
     """A clock whose sleeps end late by the given seconds, one after the other, and then never end."""
 
@@ -73,7 +76,7 @@ class LateClock:
 
 async def lag_after(*lags_s):
     clock = LateClock(*lags_s)
-    lag = LoopLag(clock=clock, sleep=clock.sleep)
+    lag = LoopLag(INTERVAL_S, clock=clock, sleep=clock.sleep)
     lag.start()
     await clock.is_spent.wait()
     await lag.stop()
@@ -90,6 +93,26 @@ async def test_a_stall_weighs_in_the_percentile_by_its_length():
     lag = await lag_after(*[0.0] * 400, 0.5, *[0.0] * 400)
 
     assert 0.4 < lag.p99_s(Lookback(10)) <= 0.5
+
+
+async def test_a_loop_whose_timers_round_to_whole_milliseconds_is_not_asked_over_and_over():
+    now_s, num_sleeps, is_spent = 100.0, 0, asyncio.Event()
+
+    async def sleep(delay_s):
+        nonlocal now_s, num_sleeps
+        num_sleeps += 1
+        if num_sleeps == 100:
+            is_spent.set()
+            await asyncio.Event().wait()
+        now_s += round(max(delay_s, 0), 3) + 0.0003  # what a turn of the loop takes itself
+
+    lag = LoopLag(INTERVAL_S, clock=lambda: now_s, sleep=sleep)
+    lag.start()
+    await is_spent.wait()
+    await lag.stop()
+
+    assert now_s - 100.0 == pytest.approx(99 * INTERVAL_S, rel=0.02)
+    assert lag.p99_s(Lookback(10)) < 0.001
 
 
 async def test_the_window_forgets_an_older_stall():

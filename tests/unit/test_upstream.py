@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -47,8 +46,8 @@ class Asker:
         self._has_sink = has_sink
 
     @property
-    def sink(self) -> Callable[[bytes], None] | None:
-        return self._pour if self._has_sink and self.came else None
+    def sink(self) -> Asker | None:
+        return self if self._has_sink and self.came else None
 
     def begin(self, head: ResponseHead) -> None:
         assert head.status == 200
@@ -62,7 +61,7 @@ class Asker:
     def break_off(self, reason: str) -> None:
         self.failure = reason
 
-    def _pour(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         self.through_sink += 1
         self.came += data
 

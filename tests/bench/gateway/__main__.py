@@ -26,7 +26,7 @@ from tests.bench.load.case import Unavailable
 from tests.bench.load.environments import cache_folder
 from tests.bench.load.mock import NoCompiler, compile_mock
 
-ALL = ("plain", "fast", "classify", "processes", "redirect", "nginx", "sglang", "vllm", "litellm")
+ALL = ("plain", "fast", "classify", "processes", "redirect", "nginx", "sglang", "vllm", "litellm", "floor")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -178,6 +178,22 @@ class Litellm:
         ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Floor:
+    """The least that a relay on uvloop can cost; see `floor`."""
+
+    name: str = "floor: uvloop, pipes only"
+    model: str = "mock"
+    max_users: int | None = None
+
+    def prepare(self) -> None:
+        """It is here."""
+
+    def command(self, upstream: str, port: int, folder: Path) -> list[str]:
+        """A process of its own."""
+        return [sys.executable, "-m", "tests.bench.gateway.floor", upstream, str(port)]
+
+
 def install_first(peer: str, package: str, versions: Sequence[str]) -> tuple[str, Path]:
     """The first version that can be had, one that is installed before all others; raises Unavailable."""
     reasons = []
@@ -201,5 +217,6 @@ def contestants(artefact: Path) -> dict[str, Contestant]:
         "sglang": RustRouter("sglang-router", "0.3.2", "sglang_router.launch_router", "warn"),
         "vllm": RustRouter("vllm-router", "0.1.17", "vllm_router.launch_router", "warning"),
         "litellm": Litellm(),
+        "floor": Floor(),
     }
     return found
