@@ -10,6 +10,8 @@ REST_SHARE = 1 / 8
 """Of the gap between two pieces of an answer. Few pieces come nearer to each other than that; those get one stamp,
 that of the later, and are off by no more than the rest."""
 LONGEST_REST_MS = 4
+LOOK_SHARE, MIN_LOOK_NS, MAX_LOOK_NS = 1 / 8, 1_000_000, 8_000_000
+"""Of that gap, how long what was read is taken apart before the next look, and the bounds of that."""
 BUSY_NS = 8_000_000
 """Looks nearer to each other than this are load."""
 FALL, RISE = 1 / 4, 1 / 64
@@ -37,3 +39,11 @@ class Pace:
         if is_full or is_empty or since_ns > BUSY_NS:
             return 0
         return min(LONGEST_REST_MS, int(self._gap_ns * REST_SHARE / 1e6))
+
+    @property
+    def look_ns(self) -> int:
+        """How long what was read may be taken apart before more must be read.
+
+        Pieces that come to a connection while nobody reads it get one stamp: looks must come well within a gap.
+        """
+        return round(min(max(self._gap_ns * LOOK_SHARE, MIN_LOOK_NS), MAX_LOOK_NS))

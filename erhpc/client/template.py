@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import compress, repeat
+from operator import and_
 
 from erhpc.http1.body import HEX_DIGITS
 
@@ -54,44 +55,54 @@ class FrameTemplate:
 
         Each of these is whole chunks, each of which holds exactly one event.
         """
-        # Once per token: loops in C where they will do, else one loop with everything in local variables.
-        first, num_frames, num_coalesced = start, 0, 0
-        if self._all_single(alike := pieces[start:-1]):
-            first, num_frames = start + len(alike), len(alike)
-        before, after, size_of = self._before, self._after, self._sizes.get
-        num_before, num_after = len(before), len(after)
-        for at in range(first, len(pieces)):
-            piece = pieces[at]
-            num_bytes, num_here, chunk_end = len(piece), 0, 0
-            while chunk_end < num_bytes:
-                header_end = piece.find(b"\r\n", chunk_end, chunk_end + 18)
-                if header_end <= chunk_end:
-                    return at - start, num_frames, num_coalesced
-                header = piece[chunk_end:header_end]
-                event_start = header_end + 2
-                chunk_end = event_start + (size_of(header) or self._note_size(header)) + 2
-                text_start, text_end = event_start + num_before, chunk_end - num_after
-                if text_start >= text_end or not piece.startswith(before, event_start):
-                    return at - start, num_frames, num_coalesced
-                if not piece.startswith(after, text_end):  # nor where the chunk ends behind the piece
-                    return at - start, num_frames, num_coalesced
-                if not _is_string(piece[text_start:text_end]):
-                    return at - start, num_frames, num_coalesced
-                num_here += 1
+        # Most pieces are one frame each, which loops in C find out; the others are read in between, in their order.
+        # The last one is seldom like the others.
+        rest = pieces[start:]
+        num_frames = num_coalesced = num_odd = 0
+        for at in (*self._find_odd(rest[:-1]), len(rest) - 1) if rest else ():
+            num_here = self._count_frames(rest[at])
+            if not num_here:
+                return at, num_frames + at - num_odd, num_coalesced
+            num_odd += 1
             num_frames += num_here
             num_coalesced += num_here > 1
-        return len(pieces) - start, num_frames, num_coalesced
+        return len(rest), num_frames + len(rest) - num_odd, num_coalesced
 
-    def _all_single(self, pieces: Sequence[bytes]) -> bool:
-        """Whether each of `pieces` is one chunk with one matching frame, as far as can be told in one go."""
+    def _find_odd(self, pieces: Sequence[bytes]) -> Sequence[int]:
+        """Which of `pieces` are anything else than one chunk with one matching frame, as far as loops in C can tell."""
         openings = list(map(self._openings.__getitem__, map(len, pieces)))
-        if not all(map(bytes.startswith, pieces, openings)) or not all(
-            map(bytes.endswith, pieces, repeat(self._after))
-        ):
-            return False
+        fits = list(
+            map(and_, map(bytes.startswith, pieces, openings), map(bytes.endswith, pieces, repeat(self._after)))
+        )
         num_after = len(self._after)
-        texts = [piece[len(opening) : -num_after] for piece, opening in zip(pieces, openings, strict=True)]
-        return _known_strings.issuperset(texts) or all(map(_is_known_string, texts))
+        odd = [] if all(fits) else [at for at, is_fit in enumerate(fits) if not is_fit]
+        pairs = zip(pieces, openings, strict=True)
+        texts = [piece[len(opening) : -num_after] for piece, opening in (compress(pairs, fits) if odd else pairs)]
+        if _known_strings.issuperset(texts) or all(map(_is_known_string, texts)):
+            return odd
+        return range(len(pieces))
+
+    def _count_frames(self, piece: bytes) -> int:
+        """How many matching frames `piece` is, each a whole chunk; 0 if there is anything else in it."""
+        before, after, size_of = self._before, self._after, self._sizes.get
+        num_before, num_after = len(before), len(after)
+        num_bytes, num_frames, chunk_end = len(piece), 0, 0
+        while chunk_end < num_bytes:
+            header_end = piece.find(b"\r\n", chunk_end, chunk_end + 18)
+            if header_end <= chunk_end:
+                return 0
+            header = piece[chunk_end:header_end]
+            event_start = header_end + 2
+            chunk_end = event_start + (size_of(header) or self._note_size(header)) + 2
+            text_start, text_end = event_start + num_before, chunk_end - num_after
+            if text_start >= text_end or not piece.startswith(before, event_start):
+                return 0
+            if not piece.startswith(after, text_end):  # nor where the chunk ends behind the piece
+                return 0
+            if not _is_known_string(piece[text_start:text_end]):
+                return 0
+            num_frames += 1
+        return num_frames
 
     def _note_size(self, header: bytes) -> int:
         """The size in a chunk header; -1 if it is more than digits, which `ChunkedBody` must judge."""

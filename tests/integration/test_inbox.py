@@ -8,10 +8,12 @@ import time
 
 import pytest
 
+from erhpc.client import pace
 from erhpc.client.exchange import Exchange
 from erhpc.client.inbox import MAX_READY, MAX_UNREAD, Inbox
 from erhpc.client.stamps import KernelClock, request_stamps
 from erhpc.client.wire import SocketWire
+from tests.fakes.gateway_house import until
 from tests.streams import CHUNKED_HEAD, answer, chat, chunk
 
 pytestmark = pytest.mark.timeout(60)
@@ -29,6 +31,10 @@ class Line:
         self.exchange = Exchange(sent_ns=0)
         self.wire = SocketWire(connection, inbox, time.monotonic_ns)
         self.over = self.wire.begin(self.exchange, b"x")
+
+    async def has_begun(self) -> bool:
+        """Whether the client knows of a token."""
+        return self.exchange.num_frames > 0
 
 
 class Lines:
@@ -104,3 +110,33 @@ async def test_a_closed_connection_is_noticed_by_whoever_waits_for_its_answer():
         assert line.wire.loss == "the server closed the connection"
         assert line.exchange.num_frames == 1
         assert other.wire.is_open
+
+
+async def test_answers_that_end_together_are_all_taken_apart_however_little_time_there_is(monkeypatch):
+    monkeypatch.setattr(pace, "MIN_LOOK_NS", 0)
+    monkeypatch.setattr(pace, "MAX_LOOK_NS", 0)
+    with Lines(60) as lines:
+        for line in lines:
+            line.server.sendall(b"".join(answer("a", "b")))
+        await asyncio.wait_for(asyncio.gather(*(line.over for line in lines)), 20)
+        assert {line.exchange.num_frames for line in lines} == {2}
+
+
+async def test_the_sockets_are_read_while_answers_that_ended_wait_to_be_taken_apart(monkeypatch):
+    monkeypatch.setattr(pace, "MIN_LOOK_NS", 0)
+    monkeypatch.setattr(pace, "MAX_LOOK_NS", 0)
+    num_tokens = 10
+    with Lines(40) as [*others, line]:
+        line.server.sendall(CHUNKED_HEAD + chunk(chat("a")))
+        await until(line.has_begun)
+        for other in others:
+            other.server.sendall(b"".join(answer("a", "b")))
+        for _ in range(num_tokens):
+            line.server.sendall(chunk(chat("b")))
+            await asyncio.sleep(0)  # one answer is taken apart in each turn
+            await asyncio.sleep(0)
+        assert not all(other.over.done() for other in others)
+        assert len(line.wire.pieces) >= num_tokens - 1
+        line.server.sendall(b"".join(answer("c")[2:]))
+        await asyncio.wait_for(asyncio.gather(*(each.over for each in (line, *others))), 20)
+        assert line.exchange.num_frames == num_tokens + 2

@@ -51,3 +51,8 @@ def test_the_short_ones_of_uneven_gaps_decide():
     for number in range(1000):
         pace.note_gap((2 if number % 4 == 0 else 30) * MS)
     assert rest_ms(pace) == 0
+
+
+@pytest.mark.parametrize(("gap_ms", "expected_ms"), [(2, 1), (20, 2.5), (40, 5), (500, 8)])
+def test_what_was_read_is_taken_apart_for_an_eighth_of_the_gap(gap_ms: float, expected_ms: float):
+    assert pace_of(gap_ms).look_ns == pytest.approx(expected_ms * MS, rel=0.01)
