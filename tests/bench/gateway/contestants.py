@@ -35,6 +35,7 @@ http {{
 
 
 ERHPC, CLASSIFYING = "erhpc", "erhpc, classifying"
+FLOOR = "floor (no gateway)"
 
 
 class Contestant(Protocol):
@@ -182,7 +183,7 @@ class Litellm:
 class Floor:
     """The least that a relay on uvloop can cost; see `floor`."""
 
-    name: str = "floor: uvloop, pipes only"
+    name: str = FLOOR
     model: str = "mock"
     max_users: int | None = None
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.bench.gateway.contestants import CLASSIFYING, ERHPC
+from tests.bench.gateway.contestants import CLASSIFYING, ERHPC, FLOOR
 from tests.bench.gateway.measurement import DIRECT, Row
 from tests.bench.gateway.phases import AT_ONCE, HUNDRED, ONE, REQUESTS, STREAMS
 
@@ -35,7 +35,8 @@ us CPU/frame: CPU time of all processes of the gateway by tokens that the mock s
 pieces/frame: how often the client read per token: well below 1 frames came together, or the client was late, and no
 time here holds; RSS: most of all its processes together, shared pages in each; requests/s: answers of one frame, >
 where the gateway had not used up its core: it could do more; core used by others: by what is not the gateway: such
-work comes after it, but makes caches cold. @N: with N users only, not comparable."""
+work comes after it, but makes caches cold; the floor passes bytes from socket to socket and does nothing else: the
+least that a relay on uvloop can cost. @N: with N users only, not comparable."""
 WIDTH = 24
 
 
@@ -145,7 +146,7 @@ def targets_table(rows: Sequence[Row]) -> str:
     """Ratios of medians; in brackets the least and most of the repeats, each against its own best rival."""
     lines = [
         "Targets: ratios of medians, (least..most of the repeats); rivals under the same load only\n"
-        f"{'':34}{'by':24}{'at most':>8}{ERHPC:>28}{CLASSIFYING:>28}"
+        f"{'':34}{'by':24}{'at most':>8}{ERHPC:>28}{CLASSIFYING:>28}{FLOOR:>28}"
     ]
     for target in TARGETS:
         most_users = max((row.users for row in rows if row.phase == target.phase), default=0)
@@ -154,7 +155,7 @@ def targets_table(rows: Sequence[Row]) -> str:
         medians = {name: median_of(select(known, name, target.phase), target.column) for name in rivals}
         best = min(medians, key=lambda name: medians[name], default=None)
         line = f"{target.title:34}{best or '-':24}{target.most:>8}"
-        for gateway in (ERHPC, CLASSIFYING):
+        for gateway in (ERHPC, CLASSIFYING, FLOOR):
             own = select(known, gateway, target.phase)
             line += f"{judge(target, gateway, own, known, medians) if best and own else '-':>28}"
         lines.append(line)
@@ -163,7 +164,7 @@ def targets_table(rows: Sequence[Row]) -> str:
 
 def is_rival(gateway: str, target: Target) -> bool:
     """Whether the target compares with it."""
-    if gateway == DIRECT or gateway.startswith(ERHPC):
+    if gateway in (DIRECT, FLOOR) or gateway.startswith(ERHPC):
         return False
     return not target.rivals or gateway.startswith(target.rivals)
 
