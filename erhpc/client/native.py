@@ -148,7 +148,7 @@ class NativeClient:
         wires = self._idle.get(target.origin, {})
         while wires:
             wire, since_ns = wires.popitem()
-            if wire.is_open and self._clock() - since_ns < KEEP_ALIVE_S * 1e9:
+            if wire.is_reusable and self._clock() - since_ns < KEEP_ALIVE_S * 1e9:
                 return wire
             wire.close()
         return None

@@ -61,8 +61,11 @@ class Wire:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another request may follow: a response can be complete before the server took the whole request."""
-        return self.is_open and not self.loss and not self._has_unsent
+        """Whether another request may follow: a response can be complete before the server took the whole request.
+
+        What came and was not looked at yet would pass for the beginning of the next response.
+        """
+        return self.is_open and not self.loss and not self.pieces and not self._has_unsent
 
     @property
     def newest_ns(self) -> int | None:

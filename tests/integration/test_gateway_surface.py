@@ -416,6 +416,8 @@ async def test_a_replica_that_answers_nothing_is_closed_off_also_while_more_requ
                 if len(asked) < 200:
                     asked.append(asyncio.ensure_future(house.ask(model="math").__aenter__()))
                 await asyncio.sleep(0.05)
+        assert len(asked) > 1
+        assert await is_state(house, 1)
         for asking in asked:
             asking.cancel()
         await asyncio.wait(asked)

@@ -140,3 +140,24 @@ async def test_the_sockets_are_read_while_answers_that_ended_wait_to_be_taken_ap
         line.server.sendall(b"".join(answer("c")[2:]))
         await asyncio.wait_for(asyncio.gather(*(each.over for each in (line, *others))), 20)
         assert line.exchange.num_frames == num_tokens + 2
+
+
+async def test_a_connection_on_which_something_came_that_waits_to_be_looked_at_takes_no_request(monkeypatch):
+    monkeypatch.setattr(pace, "MIN_LOOK_NS", 0)
+    monkeypatch.setattr(pace, "MAX_LOOK_NS", 0)
+    with Lines(20) as [*others, line]:
+        line.server.sendall(b"".join(answer("a")))
+        await asyncio.wait_for(line.over, 5)
+        line.wire.release()
+        assert line.wire.is_reusable
+        for other in others:
+            other.server.sendall(b"".join(answer("a")))
+        line.server.sendall(b"".join(answer("nobody asked for this")))
+
+        async def has_come() -> bool:
+            return bool(line.wire.pieces) or not line.wire.is_open
+
+        await until(has_come)
+        assert not line.wire.is_reusable
+        await until(lambda: asyncio.sleep(0, not line.wire.is_open))
+        assert line.wire.loss == "the server sent what nobody asked for"
