@@ -18,7 +18,6 @@ from erhpc.gateway.desk import Forward, Visit
 from erhpc.gateway.errors import ApiError, overloaded, too_slow
 from erhpc.gateway.passage import Passage
 from erhpc.gateway.requests import PASSED_HEADERS, REQUEST_ID, Api, choose_request_id, parse_inquiry
-from erhpc.gateway.upstream import Sink
 from erhpc.http1.requests import (
     MAX_HEAD_BYTES,
     RequestHead,
@@ -139,9 +138,12 @@ class Caller(asyncio.Protocol):
             self._transport.write(data)
 
     @property
-    def sink(self) -> Sink:
-        """See `passage.Caller`: a transport that has been given up takes what is written, until `connection_lost`."""
-        return self._transport
+    def sink(self) -> int | None:
+        """See `passage.Caller`: a transport closes its socket after it has told `connection_lost`."""
+        transport = self._transport
+        if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
+            return None
+        return find_socket(transport)
 
     def end(self, *, keeps_alive: bool) -> None:
         """See `passage.Caller`."""
@@ -374,5 +376,11 @@ class Caller(asyncio.Protocol):
 def has_left(transport: asyncio.Transport) -> bool:
     """Whether the client has closed its end; nobody is told while nothing is read."""
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    poll.register(find_socket(transport), select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def find_socket(transport: asyncio.Transport) -> int:
+    """The descriptor of its socket."""
+    descriptor: int = transport.get_extra_info("socket").fileno()
+    return descriptor

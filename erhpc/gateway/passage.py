@@ -17,7 +17,7 @@ from erhpc.gateway.desk import Desk, Flight, Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
 from erhpc.gateway.relay import EVENT_STREAM, MAX_WHOLE_BYTES, PASSED_HEADERS, judge_status
 from erhpc.gateway.retries import is_retried
-from erhpc.gateway.upstream import Sink, Upstream, UpstreamPool
+from erhpc.gateway.upstream import Upstream, UpstreamPool
 from erhpc.http1.framing import ChunkedFraming
 from erhpc.http1.head import ResponseHead
 
@@ -32,8 +32,11 @@ class Caller(Protocol):
         """Send bytes of the response; nothing happens if the client has left."""
 
     @property
-    def sink(self) -> Sink:
-        """What sends bytes of the response as well, with less ado, until the passage is cancelled."""
+    def sink(self) -> int | None:
+        """The client's socket, which takes bytes of the response as well until the passage ends.
+
+        None if something still waits to be sent on it, or is encrypted on the way.
+        """
 
     def end(self, *, keeps_alive: bool) -> None:
         """The response is complete."""
@@ -184,7 +187,7 @@ class Passage:
             self._finish(keeps_alive=not self._is_open_ended)
 
     @property
-    def sink(self) -> Sink | None:
+    def sink(self) -> int | None:
         """See `Listener.sink`."""
         return self._caller.sink if self._streams and self._has_written else None
 

@@ -9,6 +9,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
+from os import write
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -28,21 +29,15 @@ TAIL_BYTES = 4096
 Clock = Callable[[], float]
 
 
-class Sink(Protocol):
-    """What takes bytes and says nothing."""
-
-    def write(self, data: bytes) -> None:
-        """Send them on."""
-
-
 class Listener(Protocol):
     """Whoever waits for a response."""
 
     @property
-    def sink(self) -> Sink | None:
-        """What takes the chunks that follow in place of `take`, framed as they are; None if they are to be told.
+    def sink(self) -> int | None:
+        """The socket that takes the chunks that follow, framed as they are, in place of `take`; None: they are told.
 
-        The transport itself rather than its method: that would be one more object per stream that is in no cache.
+        Its descriptor, past the transport, of which there is one per stream and in no cache. Nothing else may be waiting
+        to be sent on it, and it must stay open until the listener has given this connection up.
         """
 
     def begin(self, head: ResponseHead) -> None:
@@ -97,7 +92,7 @@ class Upstream(asyncio.Protocol):
         self._pool = pool
         self.is_open = True
         self.listener: Listener | None = None
-        self._sink: Sink | None = None
+        self._sink: int | None = None
         self.idle_since_s = 0.0
 
     def connection_made(self, transport: Any) -> None:
@@ -113,7 +108,7 @@ class Upstream(asyncio.Protocol):
         """Whether any byte of the response has come."""
         self._tail = b""
         self._sink = None
-        """Takes whole chunks as they are; None: what comes next must be looked at."""
+        """Where whole chunks are written as they are; None: what comes next must be looked at."""
         self._num_pieces = 0
         self._known: tuple[int, bytes] = (0, b"")
         self._head_bytes = b""
@@ -147,9 +142,20 @@ class Upstream(asyncio.Protocol):
                 and data[-1] == 10
             ):
                 self._tail = data
-                sink.write(data)
+                try:
+                    num_sent = write(sink, data)
+                except OSError:  # it is full, or the client has gone: its transport finds out which
+                    num_sent = 0
+                if num_sent != num_bytes:
+                    self._pass_rest(data[num_sent:])
                 return
         self._look(data)
+
+    def _pass_rest(self, data: bytes) -> None:
+        """Tell the listener what its socket did not take, and what comes until it has."""
+        listener, self._sink = self.listener, None
+        assert listener is not None  # who else would have a sink
+        listener.take(data, is_over=False)
 
     def _look(self, data: bytes) -> None:
         """Take what may be anything."""
