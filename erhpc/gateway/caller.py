@@ -140,10 +140,7 @@ class Caller(asyncio.Protocol):
     @property
     def sink(self) -> int | None:
         """See `passage.Caller`: a transport closes its socket after it has told `connection_lost`."""
-        transport = self._transport
-        if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
-            return None
-        return find_socket(transport)
+        return find_sink(self._transport)
 
     def end(self, *, keeps_alive: bool) -> None:
         """See `passage.Caller`."""
@@ -378,6 +375,13 @@ def has_left(transport: asyncio.Transport) -> bool:
     poll = select.poll()
     poll.register(find_socket(transport), select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def find_sink(transport: asyncio.Transport) -> int | None:
+    """The socket that bytes may be written to past the transport; None: some wait before them, or it encrypts them."""
+    if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
+        return None
+    return find_socket(transport)
 
 
 def find_socket(transport: asyncio.Transport) -> int:

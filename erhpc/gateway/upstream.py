@@ -36,8 +36,8 @@ class Listener(Protocol):
     def sink(self) -> int | None:
         """The socket that takes the chunks that follow, framed as they are, in place of `take`; None: they are told.
 
-        Its descriptor, past the transport, of which there is one per stream and in no cache. Nothing else may be waiting
-        to be sent on it, and it must stay open until the listener has given this connection up.
+        Its descriptor: what the transport does before it writes takes longer than all that is done here. Nothing else
+        may be waiting to be sent on it, and it must stay open until the listener has given this connection up.
         """
 
     def begin(self, head: ResponseHead) -> None:

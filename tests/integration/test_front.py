@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from erhpc.gateway.caller import find_sink
 from tests.gateways import BODY, CHAT, LAST, Gate, read_request, read_response, request, serving
 from tests.streams import chunk
 
@@ -343,6 +346,34 @@ async def test_a_client_that_reads_slowly_slows_its_replica_down():
         writer.close()
 
 
+async def test_tokens_that_a_client_reads_late_come_whole_and_in_order():
+    tokens = [chunk(b"data: %07d" % number + b"x" * 1000 + b"\n\n") for number in range(6_000)]
+    are_sent = asyncio.Event()
+
+    async def stream_tokens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(HEAD)
+        for token in tokens:
+            writer.write(token)
+            await writer.drain()
+            await asyncio.sleep(0)  # the gateway reads each by itself while it keeps up
+        writer.write(LAST)
+        are_sent.set()
+        await writer.drain()
+
+    async with housing(script=stream_tokens) as house:
+        reader, writer = await house.connect()
+        writer.transport.pause_reading()
+        writer.write(request())
+        await asyncio.wait_for(are_sent.wait(), 30)  # 6 MB: more than the buffers of the client's connection
+        writer.transport.resume_reading()
+        body = bytearray()
+        while not body.endswith(LAST):
+            body += await asyncio.wait_for(reader.read(1 << 20), 20)
+        assert body.partition(b"\r\n\r\n")[2] == b"".join(tokens) + LAST
+        writer.close()
+
+
 async def test_an_answer_that_its_client_does_not_read_leaves_the_connection_fit_for_others():
     body = b"[" + b" " * 900_000 + b"]"
     whole = JSON_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
@@ -400,3 +431,22 @@ async def test_many_clients_that_leave_leave_nothing_behind():
         _, metrics = await house.ask(request(b"", "/metrics", "GET"))
         assert b'outcome="ok"' not in metrics
         assert b'outcome="broken"' not in metrics
+
+
+async def test_nothing_is_written_past_what_still_waits_for_the_client():
+    near, far = socket.socketpair()
+    with far:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=near)
+        try:
+            assert find_sink(transport) == near.fileno()
+            while not transport.get_write_buffer_size():
+                transport.write(b"x" * 100_000)
+            assert find_sink(transport) is None
+            far.setblocking(False)
+            while transport.get_write_buffer_size():
+                with contextlib.suppress(BlockingIOError):
+                    far.recv(1 << 20)
+                await asyncio.sleep(0)
+            assert find_sink(transport) == near.fileno()
+        finally:
+            transport.abort()

@@ -766,6 +766,22 @@ async def test_https_serves_streams_and_other_routes_on_one_connection(certifica
         assert await house.requests("ok") == 3
 
 
+async def test_over_https_tokens_that_come_one_by_one_are_encrypted_too(certificate):
+    tokens = [b"data: %03d" % number + b"x" * 300 + b"\n\n" for number in range(100)]
+
+    async def stream_tokens(request):
+        response = await open_stream(request)
+        for token in tokens:
+            await response.write(token)
+            await asyncio.sleep(0.001)  # each is read by itself
+        return response
+
+    trust = ssl.create_default_context(cafile=certificate[0])
+    limits = GatewayConfig(tls_certificate=str(certificate[0]), tls_key=str(certificate[1]))
+    async with housing(stream_tokens, limits=limits, trust=trust) as house, house.ask(stream=True) as response:
+        assert await response.read() == b"".join(tokens)
+
+
 async def test_over_https_a_client_that_leaves_ends_the_replicas_request_too(certificate):
     trust = ssl.create_default_context(cafile=certificate[0])
     limits = GatewayConfig(tls_certificate=str(certificate[0]), tls_key=str(certificate[1]))
