@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from erhpc.config import (
@@ -202,6 +202,8 @@ def explain(error: Exception) -> str:
     message = str(cause.msg or cause).splitlines()[0]
     if "is not a ListConfig" in message:
         message = "a list is needed, e.g. [a,b]"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} is missing. Give {cause.full_key}=..."
     where = f"{cause.full_key}: " if cause.full_key else ""
     if not isinstance(cause, _WRONG_KEY):
         return f"{where}{message}"

@@ -99,7 +99,8 @@ async def test_what_cannot_be_served_is_said_in_one_line():
         )
         assert "'auto' is the name under which the router" in await fails("--experts", f"auto={replica.url}")
         assert "router.policy=cluster needs router.artefact" in await fails("--experts", replica.url, "router=cluster")
-        assert "experts is empty" in await fails("--experts")
+        for nothing in ((), ("--experts",)):
+            assert "experts is empty. Give one server or more: --experts http://" in await fails(*nothing)
         replica.models = ()
         assert "/v1/models lists no model" in await fails("--experts", replica.url)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -438,3 +439,8 @@ async def test_an_open_loop_is_warm_once_an_answer_has_come():
         spec = make_spec(expert.url, **open_loop("constant"), warmup_s=0.2, warmup_max_s=0.2)
         (part,) = await run_level(spec, LoadPoint(rate_per_s=100.0))
     assert not part.warmup_cut
+
+
+def test_a_load_without_a_server_says_what_is_missing():
+    done = subprocess.run([sys.executable, "-m", "erhpc.load"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "ConfigError: url is missing. Give url=...\n")
