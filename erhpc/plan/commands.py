@@ -29,8 +29,9 @@ KEY_FILE = str(RUN.key)
 GATEWAY_READY_S = 60.0
 SEED_STRIDE = 1000
 """More levels than a run will ever have."""
-CLIENT_STOP_S = 15.0
-"""A client that is told to stop still writes its records; killing it would lose them."""
+CLIENT_STOP_S = 25.0
+"""A client that is told to stop still writes its records; killing it would lose them. Within the 30 s that Slurm waits
+between TERM and KILL (KillWait); a crowded node has taken more than 15."""
 
 
 def command_emulated_experts(
