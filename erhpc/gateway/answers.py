@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from erhpc.gateway.errors import ApiError
 
-_USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d{1,9})')
+_USAGE = re.compile(rb'"(prompt|completion|input|output)_tokens"\s*:\s*(\d{1,9})')
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -51,4 +51,7 @@ def find_usage(tail: bytes) -> tuple[int, int] | None:
     if begin < 0:
         return None
     found = dict(_USAGE.findall(tail, begin))
-    return (int(found[b"prompt"]), int(found.get(b"completion", 0))) if b"prompt" in found else None
+    num_prompt = found.get(b"prompt", found.get(b"input"))  # the other names are those of responses and messages
+    if num_prompt is None:
+        return None
+    return int(num_prompt), int(found.get(b"completion", found.get(b"output", b"0")))

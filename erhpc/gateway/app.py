@@ -39,10 +39,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 OTHER_PATHS = (
-    "/v1/embeddings", "/v1/responses", "/v1/score", "/v1/rerank", "/v2/rerank", "/v1/classify", "/v1/pooling",
+    "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions/batch",
+    "/v1/embeddings", "/v1/score", "/v1/rerank", "/v2/rerank", "/v1/classify", "/v1/pooling",
     "/tokenize", "/detokenize", "/score", "/rerank", "/classify", "/pooling",
 )  # fmt: skip
-"""Routes of OpenAI and vLLM that ask a model something; what changes a server (/v1/load_lora_adapter) is not passed."""
+"""Routes of vLLM that ask a model something; what changes a server (/v1/load_lora_adapter) is not passed."""
 
 
 class Gateway:

@@ -377,6 +377,7 @@ async def test_a_request_whose_expert_is_down_when_it_comes_does_not_wait():
             assert response.status == 502
         async with house.ask() as response:
             assert (response.status, (await error_of(response))["code"]) == (503, "no_live_replica")
+            assert int(response.headers["Retry-After"]) > 0
         assert await waits_for_expert(house, 0)
         assert await house.metric("erhpc_admitted") == 0
 

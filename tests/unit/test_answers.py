@@ -30,6 +30,7 @@ DONE = b"data: [DONE]\n\n"
         (json.dumps({"choices": [], "usage": USAGE}, indent=2).encode(), (12, 18)),
         (json.dumps({"data": [], "usage": {"prompt_tokens": 8, "total_tokens": 8}}).encode(), (8, 0)),
         (json.dumps({"usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 4}}, "id": "c"}).encode(), (12, 18)),
+        (json.dumps({"usage": {"input_tokens": 19, "input_tokens_details": {}, "output_tokens": 4}}).encode(), (19, 4)),
         (b'tent":"cut off here"}}]}\n\n' + event(choices=[], usage=USAGE), (12, 18)),
         (event(**CONTENT) + event(**CONTENT, usage=None) + DONE, None),
         (event(**CONTENT) + DONE, None),
