@@ -50,7 +50,7 @@ def find_usage(tail: bytes) -> tuple[int, int] | None:
     begin = tail.rfind(b'"usage"')
     if begin < 0:
         return None
-    found = dict(_USAGE.findall(tail, begin))
+    found: dict[bytes, bytes] = dict(_USAGE.findall(tail, begin))
     num_prompt = found.get(b"prompt", found.get(b"input"))  # the other names are those of responses and messages
     if num_prompt is None:
         return None

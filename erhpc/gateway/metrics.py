@@ -25,7 +25,7 @@ HISTOGRAMS = {
     "erhpc_queue_seconds": "Wait of a request for its turn, of those that waited.",
     "erhpc_classify_seconds": "Time to classify a text.",
     "erhpc_forward_seconds": "From a request's last byte to when it was sent on; a wait for its turn does not count.",
-    "erhpc_first_write_seconds": "From the first byte of an answer to when it was written to the client.",
+    "erhpc_first_write_seconds": "From the first token of a stream to when it was written to the client.",
     "erhpc_loop_lag_seconds": "How late the event loop ran, every 50 ms in each process.",
 }
 _PLAIN = {

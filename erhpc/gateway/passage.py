@@ -57,7 +57,6 @@ class Passage:
         "_forward",
         "_has_written",
         "_head",
-        "_head_ns",
         "_is_open_ended",
         "_is_over",
         "_is_paused",
@@ -87,7 +86,6 @@ class Passage:
         self._pools = pools
         self._key = key
         self._began_ns = began_ns
-        self._head_ns = 0
         self._limits = desk.spec.limits
         self._flight: Flight = desk.begin(forward)
         self._upstream: Upstream | None = None
@@ -156,7 +154,6 @@ class Passage:
         self._desk.note_status(self._forward, status)
         if is_retried(status, says_when="retry-after" in head.fields) and self._try_elsewhere(Outcome.REJECTED):
             return
-        self._head_ns = time.perf_counter_ns()
         self._flight.has_begun = True
         self._flight.outcome = judge_status(status)
         self._streams = head.content_type == EVENT_STREAM
@@ -173,11 +170,13 @@ class Passage:
         if self._has_written:
             self._caller.write(data)
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
+            # Not from the head on: vLLM sends it before the prompt is read, and what follows is the replica's time.
+            came_ns = time.perf_counter_ns()
             self._has_written = True
             whole = b"".join((*self._kept, data))
             self._caller.write(self._head + whole)
             if self._streams:
-                self._desk.metrics.first_write.add(time.perf_counter_ns() - self._head_ns)
+                self._desk.metrics.first_write.add(time.perf_counter_ns() - came_ns)
             tail = tail and whole
         else:
             self._kept.append(data)

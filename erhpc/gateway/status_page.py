@@ -47,7 +47,7 @@ STATUS_PAGE = """<!doctype html>
 "use strict";
 const TIMES = {
   erhpc_queue_seconds: "wait for a turn", erhpc_classify_seconds: "classify",
-  erhpc_forward_seconds: "received to sent on", erhpc_first_write_seconds: "first byte to client",
+  erhpc_forward_seconds: "received to sent on", erhpc_first_write_seconds: "first token to client",
   erhpc_loop_lag_seconds: "event loop late by",
 };
 let before = null;

@@ -639,6 +639,22 @@ async def test_each_request_is_counted_once_in_each_distribution_of_times():
         await until(lambda: house.metric("erhpc_loop_lag_seconds_count"))
 
 
+async def test_the_time_a_replica_takes_from_its_head_to_its_first_token_is_not_the_gateways():
+    async def think(request):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await asyncio.sleep(0.5)
+        for piece in (*FRAMES, DONE):
+            await response.write(piece)
+        return response
+
+    async with housing(think) as house:
+        async with house.ask(stream=True) as response:
+            assert await response.read() == b"".join((*FRAMES, DONE))
+        assert await house.metric("erhpc_first_write_seconds_count") == 1
+        assert await house.metric("erhpc_first_write_seconds_sum") < 0.4
+
+
 async def test_a_request_that_is_made_again_elsewhere_is_one_in_each_distribution():
     names = ("math-0", "math-1")
     async with housing(stream_frames, names=names, policy="round_robin", replica_policy="round_robin") as house:
