@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import TypeVar
+from typing import Self
 
 import msgspec
 from aiohttp import web
@@ -72,6 +72,11 @@ class ApiError(Exception):
         self.headers: dict[str, str] = {}
         """Headers that the answer needs beside its own."""
 
+    def for_a_while(self) -> Self:
+        """The same, with when to come back."""
+        self.headers["Retry-After"] = str(RETRY_AFTER_S)
+        return self
+
     @property
     def body(self) -> bytes:
         """The JSON of the answer."""
@@ -120,38 +125,30 @@ def silent(replica: str, idle_timeout_s: float) -> ReplicaError:
     return ReplicaError(504, f"Replica {replica} was silent for {patience}.", Outcome.SILENT)
 
 
-Error = TypeVar("Error", bound=ApiError)
-
-
 class ServerError(ApiError):
     """The request is not to blame."""
 
     kind = "server_error"
 
 
-def _retry_later(error: Error) -> Error:
-    error.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return error
-
-
 def unavailable(expert: str | None) -> ServerError:
     """503: `expert` (None: no expert at all) has no live replica."""
     who = f"Expert {expert!r} has" if expert else "The experts have"
     text = f"{who} no live replica. Try again later, or ask another expert."
-    return _retry_later(ServerError(503, text, code="no_live_replica"))
+    return ServerError(503, text, code="no_live_replica").for_a_while()
 
 
 def overloaded() -> ServerError:
     """503: too many requests are being answered, and too many wait, or this one has waited for too long or in vain."""
     limits = "gateway.max_in_flight, gateway.max_queued"
     text = f"Too many requests are being answered ({limits}), or the gateway is stopping. Try again later."
-    return _retry_later(ServerError(503, text, code="overloaded"))
+    return ServerError(503, text, code="overloaded").for_a_while()
 
 
 def too_many_of_key(limit: int) -> ApiError:
     """429: the key has as many requests in flight as it may."""
     text = f"This key has {limit} requests in flight (gateway.max_in_flight_per_key). Wait for one of them to end."
-    return _retry_later(ApiError(429, text, code="rate_limit_exceeded"))
+    return ApiError(429, text, code="rate_limit_exceeded").for_a_while()
 
 
 def unknown_model(model: str, allowed: Iterable[str]) -> ApiError:

@@ -6,11 +6,9 @@ It knows no client and no policy: who asks is a `Listener`.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from os import write
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -159,15 +157,6 @@ class Upstream(asyncio.Protocol):
         assert listener is not None  # who else would have a sink
         listener.take(data, is_over=False)
 
-    def _acknowledge_late(self) -> None:
-        """Let the kernel acknowledge two chunks at once rather than each as it is read, where they come fast.
-
-        An acknowledgement costs a sixth of all that a chunk does. The kernel waits 40 ms at most for a second chunk,
-        and acknowledges each at once again as soon as that was in vain.
-        """
-        with suppress(OSError):  # a kernel without it acknowledges as it likes
-            self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-
     def _look(self, data: bytes) -> None:
         """Take what may be anything."""
         listener = self.listener
@@ -194,9 +183,7 @@ class Upstream(asyncio.Protocol):
             listener.take(data, is_over=False)
             if self.listener is listener:
                 is_aligned = isinstance(framing, ChunkedFraming) and framing.is_between_chunks
-                before, self._sink = self._sink, listener.sink if is_aligned else None
-                if before is None and self._sink is not None:
-                    self._acknowledge_late()
+                self._sink = listener.sink if is_aligned else None
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -373,35 +372,6 @@ async def test_tokens_that_a_client_reads_late_come_whole_and_in_order():
             body += await asyncio.wait_for(reader.read(1 << 20), 20)
         assert body.partition(b"\r\n\r\n")[2] == b"".join(tokens) + LAST
         writer.close()
-
-
-async def test_tokens_that_come_fast_are_not_each_acknowledged():
-    num_tokens, shares = 40, []
-
-    async def stream_fast(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(HEAD + EVENT)
-        await asyncio.sleep(0.01)
-        before = count_segments_in(writer)
-        for _ in range(num_tokens):
-            writer.write(EVENT)
-            await asyncio.sleep(0.005)
-        shares.append((count_segments_in(writer) - before) / num_tokens)
-        writer.write(LAST)
-
-    async with housing(script=stream_fast) as house:
-        # A machine that stands still for 40 ms in between has the rest of that answer acknowledged token by token.
-        for _ in range(20):
-            await house.ask(request())
-            if shares[-1] < 0.7:
-                return
-        pytest.fail(f"acknowledgements per token: {shares}")
-
-
-def count_segments_in(writer: asyncio.StreamWriter) -> int:
-    """How many segments have come on a TCP connection: `tcpi_segs_in` of the kernel's `struct tcp_info`."""
-    info = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
-    return int.from_bytes(info[140:144], sys.byteorder)
 
 
 async def test_an_answer_that_its_client_does_not_read_leaves_the_connection_fit_for_others():

@@ -36,12 +36,6 @@ class Wire(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
-    def get_extra_info(self, name: str, default: object = None) -> object:
-        return self if name == "socket" else default
-
-    def setsockopt(self, *option: int) -> None:
-        pass
-
 
 MakePair = Callable[[], tuple[socket.socket, socket.socket]]
 
