@@ -170,14 +170,11 @@ class Gateway:
             def judge(upstream: aiohttp.ClientResponse) -> bool:
                 desk.note_status(forward, upstream.status)
                 says_when = "Retry-After" in upstream.headers
-                if is_retried(upstream.status, says_when=says_when) and desk.retry(forward, Outcome.REJECTED):
-                    return False
-                flight.has_begun = True
-                return True
+                return not (is_retried(upstream.status, says_when=says_when) and desk.retry(forward, Outcome.REJECTED))
 
             while True:
                 try:
-                    relayed = await self._relay.relay(request, forward, judge)
+                    relayed = await self._relay.relay(request, forward, flight, judge)
                 except ReplicaError as error:
                     desk.note_failure(forward, error)
                     if error.outcome is Outcome.SILENT or not desk.retry(forward, error.outcome):

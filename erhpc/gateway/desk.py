@@ -74,7 +74,7 @@ class Flight:
     def __init__(self, desk: Desk, replica: Replica) -> None:
         self.outcome = Outcome.CANCELLED
         self.has_begun = False
-        """Whether anything of the answer has come."""
+        """Whether anything of the answer has come, be it no head: vLLM sends that before it reads the prompt."""
         self._desk = desk
         self._replica = replica
         self._is_over = False

@@ -53,7 +53,7 @@ class Phase(StrEnum):
     QUEUE = "queue"
     """It waited for its turn."""
     PREFILL = "prefill"
-    """Nothing of the answer had come."""
+    """Nothing of the answer had come, or its head alone."""
     STREAM = "stream"
     """The answer was under way."""
 

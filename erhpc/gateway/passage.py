@@ -154,7 +154,6 @@ class Passage:
         self._desk.note_status(self._forward, status)
         if is_retried(status, says_when="retry-after" in head.fields) and self._try_elsewhere(Outcome.REJECTED):
             return
-        self._flight.has_begun = True
         self._flight.outcome = judge_status(status)
         self._streams = head.content_type == EVENT_STREAM
         self._is_open_ended = head.framing == "close"
@@ -172,13 +171,14 @@ class Passage:
         elif self._streams or is_over or self._kept_bytes + len(data) > MAX_WHOLE_BYTES:
             # Not from the head on: vLLM sends it before the prompt is read, and what follows is the replica's time.
             came_ns = time.perf_counter_ns()
-            self._has_written = True
+            self._has_written = self._flight.has_begun = True
             whole = b"".join((*self._kept, data))
             self._caller.write(self._head + whole)
             if self._streams:
                 self._desk.metrics.first_write.add(time.perf_counter_ns() - came_ns)
             tail = tail and whole
         else:
+            self._flight.has_begun = True
             self._kept.append(data)
             self._kept_bytes += len(data)
         if is_over:

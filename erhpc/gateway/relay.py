@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from erhpc.config import GatewayConfig
-from erhpc.gateway.desk import Forward
+from erhpc.gateway.desk import Flight, Forward
 from erhpc.gateway.errors import Outcome, ReplicaError, broken, silent, unreachable
 from erhpc.gateway.histogram import Histogram
 from erhpc.plan.protocol import KEEP_ALIVE_S
@@ -44,7 +44,7 @@ JudgeHead = Callable[[aiohttp.ClientResponse], bool]
 class Relay(Protocol):
     """Passes requests on; cancelling `relay` aborts the replica's request at once."""
 
-    async def relay(self, request: web.Request, forward: Forward, judge: JudgeHead) -> Relayed | None:
+    async def relay(self, request: web.Request, forward: Forward, flight: Flight, judge: JudgeHead) -> Relayed | None:
         """Ask the replica and answer `request`; None if `judge` has refused the answer.
 
         Raises ReplicaError if nothing has reached the client yet.
@@ -80,15 +80,15 @@ class PlainRelay:
         """See `Relay.close`."""
         await self._session.close()
 
-    async def relay(self, request: web.Request, forward: Forward, judge: JudgeHead) -> Relayed | None:
+    async def relay(self, request: web.Request, forward: Forward, flight: Flight, judge: JudgeHead) -> Relayed | None:
         """See `Relay.relay`."""
         upstream = await self._ask(forward)
         try:
             if not judge(upstream):
                 return None
             if upstream.content_type == EVENT_STREAM:
-                return await self._stream(request, forward, upstream)
-            return await self._pass_whole(request, forward, upstream)
+                return await self._stream(request, forward, flight, upstream)
+            return await self._pass_whole(request, forward, flight, upstream)
         finally:
             upstream.close()  # nothing to close after the last byte; aborts in every other case
 
@@ -101,7 +101,9 @@ class PlainRelay:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._break_off(forward, error) from error
 
-    async def _pass_whole(self, request: web.Request, forward: Forward, upstream: aiohttp.ClientResponse) -> Relayed:
+    async def _pass_whole(
+        self, request: web.Request, forward: Forward, flight: Flight, upstream: aiohttp.ClientResponse
+    ) -> Relayed:
         body = bytearray()
         try:
             while len(body) <= MAX_WHOLE_BYTES:
@@ -111,13 +113,19 @@ class PlainRelay:
                         status=upstream.status, body=bytes(body), headers=join_headers(forward, upstream)
                     )
                     return Relayed(response, judge_status(upstream.status), bytes(body))
+                flight.has_begun = True
                 body += chunk
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._break_off(forward, error) from error
-        return await self._stream(request, forward, upstream, bytes(body))
+        return await self._stream(request, forward, flight, upstream, bytes(body))
 
     async def _stream(
-        self, request: web.Request, forward: Forward, upstream: aiohttp.ClientResponse, first: bytes = b""
+        self,
+        request: web.Request,
+        forward: Forward,
+        flight: Flight,
+        upstream: aiohttp.ClientResponse,
+        first: bytes = b"",
     ) -> Relayed:
         """Pass an answer on as it comes, `first` what has come of it."""
         response = web.StreamResponse(status=upstream.status, headers=join_headers(forward, upstream))
@@ -125,7 +133,7 @@ class PlainRelay:
         try:
             await response.prepare(request)
             await response.write(first)
-            outcome, tail = await self._pass_chunks(forward, upstream.content, response)
+            outcome, tail = await self._pass_chunks(forward, flight, upstream.content, response)
             if outcome is Outcome.OK or response.content_type == EVENT_STREAM:
                 await response.write_eof()
             elif request.transport is not None:  # nobody may take it for complete
@@ -135,7 +143,7 @@ class PlainRelay:
         return Relayed(response, outcome if outcome is not Outcome.OK else judge_status(upstream.status), tail)
 
     async def _pass_chunks(
-        self, forward: Forward, content: aiohttp.StreamReader, response: web.StreamResponse
+        self, forward: Forward, flight: Flight, content: aiohttp.StreamReader, response: web.StreamResponse
     ) -> tuple[Outcome, bytes]:
         """How the answer ended, and the pieces that came last."""
         end, before, has_begun = b"\n\n", b"", False
@@ -151,6 +159,7 @@ class PlainRelay:
                 return failure.outcome, b""
             if not chunk:
                 return Outcome.OK, before + end
+            flight.has_begun = True
             came_ns = time.perf_counter_ns()
             await response.write(chunk)
             if not has_begun:

@@ -667,6 +667,14 @@ async def test_a_request_that_is_made_again_elsewhere_is_one_in_each_distributio
 
 
 async def test_clients_that_leave_are_counted_by_how_far_their_request_had_come():
+    heads = asyncio.Queue()
+
+    async def send_head(request):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        heads.put_nowait(None)
+        return await hang(request)
+
     async with housing(limits=GatewayConfig(max_in_flight=1)) as house:
         replica = house.replicas["math-0"]
 
@@ -687,8 +695,12 @@ async def test_clients_that_leave_are_counted_by_how_far_their_request_had_come(
         async with leaving(house, stream=True) as asking:
             assert await (await asking).content.readany()
         await until(lambda: are_cancels(1, 1, 1))
+        replica.script = send_head
+        async with leaving(house, stream=True):
+            await heads.get()
+        await until(lambda: are_cancels(1, 2, 1))
         await until(lambda: admitted(house, 0))
-        assert await house.requests("cancelled") == 2
+        assert await house.requests("cancelled") == 3
 
 
 async def test_status_tells_what_metrics_tell():
